@@ -1,0 +1,1 @@
+"""Data: readers, episodes, crops, the data module and the toy factory."""

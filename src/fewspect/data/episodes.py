@@ -1,0 +1,249 @@
+"""Item i *is* an episode: who takes part and every crop are drawn from a generator made of (seed, epoch, i).
+
+So the episodes are the same for any number of workers, ranks and prefetched batches, and a run that stops
+resumes exactly. Training shows all (class, image) entries in a new order each epoch;
+evaluation has a fixed list.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fewspect.data.crops import Change, Cropper, View
+from fewspect.data.entries import Entry, EntryTable, candidates, pick
+from fewspect.data.index import load_image, load_mask
+from fewspect.draws import rng
+from fewspect.errors import UserError
+from fewspect.types import IGNORE, Episode, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How many images an episode has.
+
+    Attributes:
+        shot: Defective support images.
+        normal_shot: Good support images.
+        query: Query images in training; evaluation always asks one.
+        same_group: Allow supports from the query's group (same part, same tile).
+        normal_query_prob: Training: how often the query is replaced by a good image of the product.
+        whole: Look at normal supports, and queries of episodes without defective supports, in one piece.
+    """
+
+    shot: int = 1
+    normal_shot: int = 0
+    query: int = 1
+    same_group: bool = False
+    normal_query_prob: float = 0.0
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who takes part in an episode.
+
+    Attributes:
+        entry: What is asked.
+        queries: Query images.
+        supports: Defective supports.
+        normals: Good supports.
+    """
+
+    entry: Entry
+    queries: list[Sample]
+    supports: list[Sample]
+    normals: list[Sample]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Query files, then support files."""
+        return tuple(str(s.image) for s in (*self.queries, *self.supports, *self.normals))
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """Few-shot episodes of one split.
+
+    Item ``epoch * len(self) + i`` is episode i of an epoch; plain indices are those of epoch 0. Evaluation
+    (``train=False``) has one epoch only.
+
+    Args:
+        table: The entries (``class_entries`` or ``normal_entries``).
+        name: Name of the split; part of the random streams.
+        recipe: Numbers of images.
+        cropper: How images become views.
+        train: Queries as shuffled views of the network's size; otherwise a fixed list in original pixels.
+        augment: Training augmentation, None = none.
+        episodes: Length of an epoch; None = every entry once (times ``repeats``).
+        repeats: Evaluation: how often every entry is asked, each time with other supports.
+        seed: Seed of all draws.
+
+    Raises:
+        UserError: When there is no entry.
+    """
+
+    def __init__(
+        self,
+        table: EntryTable,
+        name: str,
+        recipe: Recipe,
+        cropper: Cropper,
+        *,
+        train: bool,
+        augment: Change | None = None,
+        episodes: int | None = None,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if not table.entries:
+            reasons = "; ".join(p.detail for p in table.problems[:10]) or "no image of this split fits"
+            raise UserError(
+                f"No {name} episode can be made: {reasons}.", "Run mode=check to see the data set."
+            )
+        self.entries, self.problems = table.entries, table.problems
+        self.name, self.recipe, self.cropper, self.train = name, recipe, cropper, train
+        self.change = (augment or _unchanged) if train else None
+        self.seed = seed
+        self._length = episodes or len(self.entries) * (1 if train else repeats)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, item: int) -> Episode:
+        epoch, i = divmod(int(item), self._length)
+        if not self.train and epoch:
+            raise IndexError(item)
+        roles = self.roles(item)
+        r = rng(self.seed, f"views/{self.name}", epoch, i)
+        views, labels, large = self._support_views(roles, r)
+        image, mask, label = self._queries(roles, r)
+        return Episode(
+            support_image=torch.stack([v.image for v in views]),  # (S, 3, side, side)
+            support_mask=torch.stack([v.mask for v in views]),  # (S, side, side)
+            support_label=torch.tensor(labels),  # (S,)
+            support_count=torch.tensor([v.count for v in views]),  # (S,)
+            query_image=image,
+            query_mask=mask,
+            query_label=label,
+            classes=(roles.entry.name,),
+            product=roles.entry.query.product,
+            index=i,
+            whole=large,
+            paths=roles.paths,
+        )
+
+    def roles(self, item: int) -> Roles:
+        """Draw who takes part in an episode, without opening a file."""
+        epoch, i = divmod(int(item), self._length)
+        entry = self.entries[self._position(epoch, i)]
+        r = rng(self.seed, f"episode/{self.name}", epoch, i)
+        rule, query = self.recipe, entry.query
+        possible = candidates(entry.supports, query, same_group=rule.same_group)
+        normals = candidates(entry.normals, query, same_group=rule.same_group)
+        supports = pick(r, possible, rule.shot)
+        goods = pick(r, normals, rule.normal_shot)
+        queries = [query]
+        if self.train:
+            queries += self._more_queries(r, query, possible, supports)
+            others = [s for s in normals if s not in goods]
+            if others and r.random() < rule.normal_query_prob:
+                queries[0] = pick(r, others, 1)[0]
+        return Roles(entry, queries, supports, goods)
+
+    def plan(self) -> list[dict[str, object]]:
+        """The list of episodes as plain values, for comparisons and for the record."""
+        rows = []
+        for i in range(len(self)):
+            roles = self.roles(i)
+            row = {"index": i, "product": roles.entry.query.product, "class": roles.entry.name}
+            parts = {"query": roles.queries, "support": roles.supports, "normal": roles.normals}
+            rows.append(row | {k: [str(s.image) for s in v] for k, v in parts.items()})
+        return rows
+
+    def dump(self, path: Path | str) -> None:
+        """Write ``plan`` as JSON, atomically."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_text(json.dumps(self.plan(), indent=1))
+        part.replace(path)
+
+    def _position(self, epoch: int, i: int) -> int:
+        """Entry of episode i: shuffled passes in training, evenly spread over the list in evaluation."""
+        number = len(self.entries)
+        if self.train:
+            return int(_order(self.seed, self.name, epoch, i // number, number)[i % number])
+        return i * number // self._length if self._length < number else i % number
+
+    def _more_queries(
+        self, r: np.random.Generator, query: Sample, possible: list[Sample], supports: list[Sample]
+    ) -> list[Sample]:
+        """Further training queries of the class: images that do not support, else the query once more."""
+        left = [s for s in possible if s not in supports] or [query]
+        return pick(r, left, self.recipe.query - 1)
+
+    def _support_views(self, roles: Roles, r: np.random.Generator) -> tuple[list[View], list[int], bool]:
+        """Views, their labels, and whether the query is to be looked at in one piece."""
+        views: list[View] = []
+        large = []
+        for sample in roles.supports:
+            mask = _union(sample, roles.entry.classes)
+            large.append(self.cropper.is_large(mask))
+            views += self.cropper.support(load_image(sample), mask, r, self.change)
+        labels = [1] * len(views)
+        whole = all(large) if large else self.recipe.whole
+        for sample in roles.normals:
+            views += self.cropper.normal(load_image(sample), r, self.change, whole=whole)
+        return views, labels + [0] * (len(views) - len(labels)), whole
+
+    def _queries(self, roles: Roles, r: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Query images, masks and labels."""
+        if not self.train:
+            image = load_image(roles.queries[0])
+            mask, label = _truth(roles.queries[0], roles.entry, image.shape[1:])
+            return image[None], mask[None], torch.tensor([label])
+        views = []
+        for sample in roles.queries:
+            image = load_image(sample)
+            mask, _ = _truth(sample, roles.entry, image.shape[1:])
+            views.append(self.cropper.query(image, mask, r, self.change))
+        masks = torch.stack([v.mask for v in views])  # (Q, side, side)
+        return torch.stack([v.image for v in views]), masks, (masks == 1).flatten(1).any(1).long()
+
+
+def _unchanged(image: Tensor, mask: Tensor, _r: np.random.Generator) -> tuple[Tensor, Tensor]:
+    return image, mask
+
+
+def _union(sample: Sample, classes: Sequence[str]) -> Tensor:
+    """Union of class masks (H, W)."""
+    mask = load_mask(sample, classes[0])
+    for name in classes[1:]:
+        mask = mask | load_mask(sample, name)
+    return mask
+
+
+def _truth(sample: Sample, entry: Entry, size: torch.Size) -> tuple[Tensor, int]:
+    """Mask (H, W) and label of a query; all ``IGNORE`` when the pixels are not known, -1 when nothing is."""
+    classes = [c for c in (entry.classes or tuple(sample.regions)) if c in sample.regions]
+    if classes:
+        mask = _union(sample, classes)
+        return mask, int(mask.any())
+    if sample.label == 0 or sample.regions:
+        return torch.zeros(size, dtype=torch.uint8), 0
+    return torch.full(size, IGNORE, dtype=torch.uint8), 1 if sample.label > 0 else -1
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, name: str, epoch: int, turn: int, number: int) -> np.ndarray:
+    """Order of one pass over the entries, a pure function of its arguments."""
+    return rng(seed, f"order/{name}", epoch, turn).permutation(number)

@@ -1,0 +1,248 @@
+"""The one LightningDataModule: the same episodes for any number of workers, ranks and restarts."""
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from fewspect.data.crops import Cropper
+from fewspect.data.entries import EntryTable, class_entries, normal_entries
+from fewspect.data.episodes import EpisodeDataset, Recipe
+from fewspect.data.index import Index
+from fewspect.data.sharding import ResumableSampler, ShardSampler
+from fewspect.data.splits import group_of
+from fewspect.data.transforms import Augment
+from fewspect.draws import key
+from fewspect.errors import UserError
+from fewspect.types import DataInfo, Episode
+
+log = logging.getLogger(__name__)
+
+Part = Literal["train", "val", "test", "predict"]
+
+VAL_SHARE = 0.2
+"""Share of the training groups that is held back where the reader makes no ``val`` split."""
+
+
+class DataModule(pl.LightningDataModule):
+    """Few-shot episodes of a data set; every batch is a ``list[Episode]``.
+
+    ``shot=0`` with ``normal_shot > 0`` means few-shot anomaly detection: good supports, every image is asked.
+
+    Args:
+        reader: Function that returns an ``Index``; given ``root`` and ``fold`` if it takes them.
+        root: Folder of the data set; None = the reader's default.
+        fold: Fold of the data set; None = the reader's default.
+        side: Side of the network input in pixels.
+        crop_size: Side of a crop in image pixels; None = ``side``.
+        shot: Defective support images per episode.
+        normal_shot: Good support images per episode.
+        query: Query images per training episode.
+        crops_per_support: Views per support image.
+        crop_ratio: Training: factor on the crop side, drawn from this interval.
+        large_ratio: Foreground fraction above which an image is shown whole.
+        background_query_prob: Training: how often a query crop is centred on the background.
+        normal_query_prob: Training: how often the query is a good image.
+        same_group: Allow supports from the query's group.
+        whole: Show good supports, and the queries of episodes without defective ones, in one piece.
+        parity: Crop draws of the original SOFS code.
+        episodes: Training episodes per epoch; None = one pass over all (class, image) entries.
+        val_episodes: Validation episodes; None = every entry once.
+        test_episodes: Test episodes; None = every entry once.
+        repeats: Test: how often every entry is asked, with other supports each time.
+        batch_size: Training episodes per step and process.
+        workers: Loader processes; at most the number of cores.
+        augment: Whether training views are augmented.
+        seed: Seed of all draws.
+        on_bad_file: ``strict`` = refuse the data set, ``skip`` = leave bad files out.
+    """
+
+    def __init__(
+        self,
+        reader: Callable[..., Index],
+        *,
+        root: str | None = None,
+        fold: int | str | None = None,
+        side: int = 128,
+        crop_size: int | None = None,
+        shot: int = 1,
+        normal_shot: int = 0,
+        query: int = 1,
+        crops_per_support: int = 4,
+        crop_ratio: Sequence[float] = (1.0, 1.0),
+        large_ratio: float = 0.01,
+        background_query_prob: float = 0.3,
+        normal_query_prob: float = 0.0,
+        same_group: bool = False,
+        whole: bool = True,
+        parity: bool = False,
+        episodes: int | None = None,
+        val_episodes: int | None = None,
+        test_episodes: int | None = None,
+        repeats: int = 1,
+        batch_size: int = 1,
+        workers: int = 0,
+        augment: bool = True,
+        seed: int = 0,
+        on_bad_file: Literal["strict", "skip"] = "strict",
+    ) -> None:
+        super().__init__()
+        if shot + normal_shot < 1:
+            raise UserError(
+                "An episode without supports was asked for.", "Set data.shot or data.normal_shot."
+            )
+        taken = inspect.signature(reader).parameters
+        given = {"root": root, "fold": fold}
+        self._read = lambda: reader(**{k: v for k, v in given.items() if v is not None and k in taken})
+        self.recipe = Recipe(shot, normal_shot, query, same_group, normal_query_prob, whole)
+        low, high = crop_ratio
+        self.cropper = Cropper(
+            side,
+            crop_size or side,
+            crops_per_support,
+            (low, high),
+            large_ratio,
+            background_query_prob,
+            parity,
+        )
+        self.limits = {"train": episodes, "val": val_episodes, "test": test_episodes, "predict": None}
+        self.repeats, self.batch_size, self.seed = repeats, batch_size, seed
+        self.on_bad_file: Literal["strict", "skip"] = on_bad_file
+        self.augment = Augment() if augment else None
+        self.workers = _capped(workers)
+        self._index: Index | None = None
+        self._sets: dict[str, EpisodeDataset] = {}
+        self._resumed = (0, 0)
+
+    @property
+    def index(self) -> Index:
+        """The table of samples, read at first use; bad files treated by ``on_bad_file``."""
+        if self._index is None:
+            index = self._read().refuse(self.on_bad_file)
+            self._index = index if "val" in index.splits else with_val(index, self.seed)
+        return self._index
+
+    @property
+    def info(self) -> DataInfo:
+        """What a method may know."""
+        index = self.index
+        detect = self.recipe.shot == 0
+        return DataInfo(index.classes, index.products, index.tasks, detect, self.cropper.side)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the index, so that a bad folder is reported before anything else happens."""
+        del stage  # every stage needs the same
+        _ = self.index
+
+    def dataset(self, part: Part) -> EpisodeDataset:
+        """The episodes of one part; made once."""
+        if part not in self._sets:
+            self._sets[part] = self._make(part)
+        return self._sets[part]
+
+    def resume(self, epoch: int, start: int) -> None:
+        """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
+        self._resumed = (epoch, start * self.batch_size)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of ``batch_size`` episodes in a new order every epoch."""
+        episodes = self.dataset("train")
+        sampler = ResumableSampler(len(episodes), *self._place, self.batch_size)
+        sampler.resume(*self._resumed)
+        return self._loader(episodes, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """The fixed validation episodes, one by one."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """The fixed test episodes, one by one."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The images of the query split, or of the test split, one by one."""
+        return self._evaluation("predict")
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _evaluation(self, part: Part) -> DataLoader:
+        episodes = self.dataset(part)
+        return self._loader(episodes, ShardSampler(len(episodes), *self._place), 1)
+
+    def _loader(self, episodes: EpisodeDataset, sampler: Sampler[int], batch_size: int) -> DataLoader:
+        return DataLoader(
+            episodes,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=as_list,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _make(self, part: Part) -> EpisodeDataset:
+        split, support = _splits(self.index, part)
+        if part == "val" and not self._table("val", "val").entries:
+            log.warning("No validation episode can be made: the training images validate.")
+            split = support = "train"
+        table = self._table(split, support)
+        for problem in table.problems:
+            log.warning("%s episodes: %s", part, problem.detail)
+        return EpisodeDataset(
+            table,
+            part,
+            self.recipe,
+            self.cropper,
+            train=part == "train",
+            augment=self.augment,
+            episodes=self.limits[part],
+            repeats=self.repeats if part == "test" else 1,
+            seed=self.seed,
+        )
+
+    def _table(self, split: str, support: str) -> EntryTable:
+        shot, normal_shot, same = self.recipe.shot, self.recipe.normal_shot, self.recipe.same_group
+        if shot == 0:
+            return normal_entries(self.index, split, normal_shot, same_group=same)
+        return class_entries(self.index, split, support, shot, normal_shot, same_group=same)
+
+
+def as_list(batch: list[Episode]) -> list[Episode]:
+    """Episodes differ in size: a batch is their list."""
+    return batch
+
+
+def with_val(index: Index, seed: int = 0, share: float = VAL_SHARE) -> Index:
+    """Move about ``share`` of the training groups to a ``val`` split, by hash: the same for every run."""
+    limit = share * 2**63
+    samples = [
+        replace(s, split="val") if s.split == "train" and key(seed, f"val/{group_of(s)}") < limit else s
+        for s in index.samples
+    ]
+    return index.with_samples(samples)
+
+
+def _splits(index: Index, part: Part) -> tuple[str, str]:
+    """(query split, support split) of a part; ``query`` and ``support`` where a data set has them."""
+    present = index.splits
+    asked = "query" if part == "predict" and "query" in present else "test" if part == "predict" else part
+    if asked == "test" and "test" not in present and "query" in present:
+        asked = "query"
+    return asked, "support" if asked == "query" and "support" in present else asked
+
+
+def _capped(workers: int) -> int:
+    """At most one worker per core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        log.warning("data.workers=%d lowered to %d: no more cores.", workers, cores)
+    return min(workers, cores)

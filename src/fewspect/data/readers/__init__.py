@@ -1,0 +1,1 @@
+"""One module per layout on disk; each offers ``read(root, **options) -> Index``."""

@@ -1,0 +1,73 @@
+"""Which of the five layouts of ``folder`` a directory has, with the evidence; see there for the layouts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewspect.data.listing import MASK_ENDINGS, list_images, scan, subfolders
+from fewspect.data.readers import mvtec
+from fewspect.errors import UserError
+
+IMAGE_FOLDERS = ("image", "images", "imgs", "img")
+MASK_FOLDERS = ("mask", "masks", "annotations", "labels", "label", "ground_truth", "true_label")
+TABLES = tuple(
+    f"{name}{ending}" for name in ("index", "labels", "samples", "list") for ending in (".csv", ".json")
+)
+RESERVED = frozenset({"train", "test", "val", "support", "query", *IMAGE_FOLDERS, *MASK_FOLDERS})
+
+
+def detect(base: Path, table: str | None = None) -> dict[str, str]:
+    """Layouts that fit, each with the evidence for it."""
+    found = {}
+    tables = [t for t in ([table] if table else TABLES) if (base / t).is_file()]
+    if tables:
+        found["table"] = f"tables {', '.join(tables)}"
+    if categories := [
+        p.name for p in (base, *subfolders(base)) if mvtec.is_category(p) and not is_support(p)
+    ]:
+        found["mvtec"] = f"train/ or test/ with class folders in {', '.join(categories[:5])}"
+    if objects := [p.name for p in (base, *subfolders(base)) if is_support(p)]:
+        found["support"] = f"support/ in {', '.join(objects[:5])}"
+    if (images := one_of(base, IMAGE_FOLDERS)) and (masks := mask_folders(base)):
+        found["pairs"] = f"{images.name}/ with {', '.join(m.name for m in masks)}/"
+    taken = {c for c in (categories or []) + (objects or [])}
+    folders = [p for p in subfolders(base) if p.name.lower() not in RESERVED and p.name not in taken]
+    if classes := [p.name for p in folders if list_images(p)]:
+        found["classes"] = f"class folders {', '.join(classes[:5])}"
+    return found
+
+
+def choose(found: dict[str, str], base: Path) -> str:
+    """The one layout that fits.
+
+    Raises:
+        UserError: None fits, or several do; lists what was found.
+    """
+    if len(found) == 1:
+        return next(iter(found))
+    if not found:
+        images = len(list_images(base))
+        inside = ", ".join(sorted(p.name for p in base.iterdir())[:10]) or "nothing"
+        hint = (
+            "Layouts: train/test/ground_truth; images/ + masks/; class folders; support/ + query/; index.csv."
+        )
+        raise UserError(f"{base}: no known layout ({images} images at the top; found: {inside})", hint)
+    evidence = "; ".join(f"{name} ({why})" for name, why in found.items())
+    raise UserError(
+        f"{base}: several layouts fit: {evidence}", f"Set data.layout to one of {', '.join(found)}."
+    )
+
+
+def is_support(folder: Path) -> bool:
+    """True for a folder with ``support/image``."""
+    return one_of(folder / "support", IMAGE_FOLDERS) is not None
+
+
+def one_of(folder: Path, names: Sequence[str]) -> Path | None:
+    """The sub-folder whose name (lower case) is among ``names``; None if there is none."""
+    return next((p for p in subfolders(folder) if p.name.lower() in names), None)
+
+
+def mask_folders(folder: Path) -> list[Path]:
+    """Sub-folders named like masks that hold any."""
+    named = [p for p in subfolders(folder) if p.name.lower() in MASK_FOLDERS]
+    return [p for p in named if scan(p, recursive=True, endings=MASK_ENDINGS).images]

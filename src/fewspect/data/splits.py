@@ -1,0 +1,104 @@
+"""Who may be trained on and who is asked: splits over classes and over groups, all deterministic."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from fewspect.data.index import Index
+from fewspect.data.problems import Problem
+from fewspect.draws import key
+from fewspect.errors import UserError
+from fewspect.types import Sample
+
+
+def fold_classes(classes: Sequence[str], fold: int, folds: int) -> tuple[str, ...]:
+    """Test classes of one fold: every ``folds``-th of the sorted names, starting at ``fold``.
+
+    Raises:
+        UserError: No such fold, or more folds than classes.
+    """
+    if not 0 <= fold < folds:
+        raise UserError(f"data.fold={fold} does not exist", f"Choose 0 to {folds - 1} (data.folds={folds}).")
+    if folds < 2 or folds > len(classes):
+        raise UserError(
+            f"data.folds={folds} does not fit {len(classes)} classes: {', '.join(classes)}",
+            f"Choose 2 to {len(classes)}.",
+        )
+    return tuple(sorted(classes)[fold::folds])
+
+
+def hold_out(index: Index, classes: Sequence[str]) -> Index:
+    """Images that show one of ``classes`` become ``test`` (with these classes only), all others ``train``.
+
+    Good images go to either side by group; a training image of a group that is tested is dropped and
+    reported.
+
+    Raises:
+        UserError: A name is not a class of this data set.
+    """
+    known = {*index.classes, *(c for s in index.samples for c in s.regions)}
+    if unknown := sorted(set(classes) - known):
+        names = ", ".join(sorted(known))
+        raise UserError(f"unknown test classes: {', '.join(unknown)}", f"The data set has: {names}.")
+    held = set(classes)
+    sides = _sides_of_normals(index, held)
+    changed = []
+    for sample in index.samples:
+        if held & _shown(sample, index):
+            regions = {c: r for c, r in sample.regions.items() if c in held}
+            changed.append(replace(sample, regions=regions, split="test"))
+        else:
+            split = sides[group_of(sample)] if sample.label == 0 else "train"
+            changed.append(replace(sample, split=split))
+    return drop_shared_groups(index.with_samples(changed))
+
+
+def split_by_group(index: Index) -> Index:
+    """Every class on both sides: whole groups go to ``train`` or ``test``, half of each class to either."""
+    sides = _balanced_sides(index.samples, index)
+    return index.with_samples(replace(s, split=sides[group_of(s)]) for s in index.samples)
+
+
+def drop_shared_groups(index: Index) -> Index:
+    """Remove training samples whose group is tested as well; one problem says how many."""
+    tested = {s.group for s in index.samples if s.split == "test" and s.group}
+    kept = [s for s in index.samples if s.split != "train" or s.group not in tested]
+    dropped = len(index) - len(kept)
+    if not dropped:
+        return index
+    gone = sorted({s.group for s in index.samples if s.split == "train"} & tested)
+    detail = f"{dropped} training images dropped: their groups are tested too ({', '.join(gone[:10])})"
+    return index.with_samples(kept, Problem("", "shared-group", detail, "notice"))
+
+
+def _sides_of_normals(index: Index, held: set[str]) -> dict[str, str]:
+    """Group -> side for good images: with the defects of their group, the free ones halved."""
+    normals = [s for s in index.samples if s.label == 0 and not held & _shown(s, index)]
+    sides = _balanced_sides(normals, index)
+    defects = [s for s in index.samples if s.group and s.label != 0]
+    sides |= {s.group: "train" for s in defects if not held & _shown(s, index)}
+    return sides | {s.group: "test" for s in defects if held & _shown(s, index)}
+
+
+def group_of(sample: Sample) -> str:
+    """The group, or a name that is the sample's own and does not depend on where the data lie."""
+    return sample.group or f"{sample.product}/{sample.label}/{sample.image.stem}"
+
+
+def _shown(sample: Sample, index: Index) -> set[str]:
+    """Classes in the image: those with regions, and its label."""
+    return {*sample.regions, *(index.classes[sample.label - 1 : sample.label] if sample.label > 0 else ())}
+
+
+def _balanced_sides(samples: Iterable[Sample], index: Index) -> dict[str, str]:
+    """Group -> ``train`` or ``test``: in hashed order, each to the side that has less of its classes."""
+    content: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for sample in samples:
+        content[group_of(sample)].update((sample.product, c) for c in _shown(sample, index) or {"good"})
+    load = {"train": Counter(), "test": Counter()}
+    sides = {}
+    for group in sorted(content, key=lambda name: (key(0, f"split/{name}"), name)):
+        weight = {side: sum(load[side][c] for c in content[group]) for side in load}
+        sides[group] = min(load, key=lambda side: weight[side])
+        load[sides[group]].update(content[group])
+    return sides

@@ -1,0 +1,90 @@
+"""From a composed config to objects: resolve, refuse what is not allowed, check against signatures, build.
+
+``make`` is the only place that calls Hydra's ``instantiate``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from fewspect.engine import allow, check, loggers
+from fewspect.errors import UserError
+from fewspect.methods.base import Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The scalars of ``conf/config.yaml`` and their types."""
+
+    mode: str
+    seed: int = 0
+    run: str | None = None
+    resume: bool = False
+    checkpoint: str | None = None
+    objective: str = "val/miou"
+    name: str | None = None
+    tags: Sequence[str] = ()
+    compile: bool = False
+    allow: Sequence[str] = ()
+    debug: bool = False
+
+
+def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Plain dicts of the config, with every target allowed and every option fitting its constructor.
+
+    Args:
+        cfg: The composed config.
+        extra: Packages allowed on the command line.
+
+    Raises:
+        UserError: Names every misfit, or the option that must be given.
+    """
+    tree = _plain(cfg)
+    allow.require(tree, extra)
+    groups = {key: value for key, value in tree.items() if isinstance(value, dict)}
+    options = {key: value for key, value in tree.items() if key not in groups}
+    check.require(groups | {"": options}, {"trainer": pl.Trainer, "logger": loggers.build, "": Options})
+    return tree
+
+
+def resolve_group(cfg: DictConfig, group: str, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """``resolve`` for one group: ``mode=check`` explains a folder even when something else is wrong."""
+    tree = _plain(cfg)
+    allow.require(tree[group], extra)
+    check.require({group: tree[group]})
+    return tree[group]
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        tree: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise UserError(f"{key} must be given.", f"Add {key}=... to the command line.") from error
+    return tree
+
+
+def make(node: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the target is
+    """Build one node of a resolved tree; constructors get plain lists and dicts."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and (isinstance(cause, InstantiationException)):
+            cause = cause.__cause__
+        raise cause or error from None
+
+
+def parts(tree: dict[str, Any]) -> tuple[pl.LightningDataModule, Method]:
+    """Data and method of a resolved tree; the method knows the data."""
+    data = make(tree["data"])
+    data.setup("fit")
+    method = make(tree["method"])
+    method.setup_data(data.info)
+    return data, method

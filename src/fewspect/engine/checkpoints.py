@@ -1,0 +1,171 @@
+"""Checkpoints that are whole or absent, a state saved when the run is told to stop, the way back to it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from fewspect.engine.folders import BEST, CHECKPOINTS, LAST, PREVIOUS
+from fewspect.engine.front import Stopped
+from fewspect.errors import UserError
+
+MINUTES = 10.0
+"""Longest time between two saved states inside an epoch."""
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Write beside the target, then rename (Lightning renames from another disk at times, which is a copy).
+
+    ``last.ckpt`` is kept as ``previous.ckpt`` until the next one replaces it.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ANN401, ARG002 - Lightning's signature
+    ) -> None:
+        """Save without ever leaving half a file under the final name."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.name == LAST and target.exists():
+            kept = target.with_name(f".{PREVIOUS}.part")
+            kept.unlink(missing_ok=True)
+            kept.hardlink_to(target)
+            kept.replace(target.with_name(PREVIOUS))
+        part.replace(target)
+
+
+class Keeper(Callback):
+    """Save ``last.ckpt`` every few minutes and when a signal asks to stop; find the place when resuming.
+
+    The first Ctrl-C or SIGTERM lets the current step finish, the second one stops at once.
+
+    Args:
+        folder: The run folder.
+        minutes: Longest time between two saved states.
+    """
+
+    SIGNALS: ClassVar = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, folder: Path, minutes: float = MINUTES) -> None:
+        self.path = folder / CHECKPOINTS / LAST
+        self.minutes = minutes
+        self._stop = 0
+        self._saved = time.monotonic()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Tell the data where training stopped: the batch after the last one that was processed."""
+        del pl_module
+        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        if hasattr(data := getattr(trainer, "datamodule", None), "resume"):
+            data.resume(checkpoint["epoch"], done)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on a signal waits for the end of the step."""
+        del trainer, pl_module
+        self._saved = time.monotonic()
+        for signum in self.SIGNALS:
+            signal.signal(signum, self._note)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left to save: a signal stops at once."""
+        del trainer, pl_module
+        stop_at_once()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: object) -> None:
+        """Save when it is time or when the run is to stop; not before validation, which saves by itself."""
+        del pl_module, rest
+        stop = self._agreed(trainer)
+        late = time.monotonic() - self._saved > 60 * self.minutes
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if trainer.strategy.reduce_boolean_decision(bool(stop or late), all=False) and not last:
+            trainer.save_checkpoint(self.path)
+            self._saved = time.monotonic()
+            self._raise(stop)
+
+    def on_validation_batch_end(self, trainer: Trainer, *rest: object) -> None:
+        """Stop between two validation batches; the state of the last save stands."""
+        del rest
+        self._raise(self._agreed(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between two epochs."""
+        del pl_module
+        self._raise(self._agreed(trainer))
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        if self._stop:
+            raise Stopped(signum)
+        self._stop = signum
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that any process got."""
+        some = trainer.strategy.reduce_boolean_decision(bool(self._stop), all=False)
+        return (self._stop or int(signal.SIGTERM)) if some else 0
+
+    def _raise(self, signum: int) -> None:
+        if signum:
+            raise Stopped(signum)
+
+
+def stop_at_once() -> None:
+    """Outside of training a signal ends the run where it is, with the right exit code."""
+
+    def now(signum: int, frame: FrameType | None) -> None:
+        del frame
+        raise Stopped(signum)
+
+    for signum in Keeper.SIGNALS:
+        signal.signal(signum, now)
+
+
+def best(folder: Path, objective: str, mode: str) -> ModelCheckpoint:
+    """Keep the best state by the objective, and the last one."""
+    keep = ModelCheckpoint(
+        folder / CHECKPOINTS,
+        filename=BEST.removesuffix(".ckpt"),
+        monitor=objective,
+        mode=mode,
+        save_last=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    keep.CHECKPOINT_NAME_LAST = LAST.removesuffix(".ckpt")
+    return keep
+
+
+def resume_point(folder: Path) -> tuple[Path | None, str]:
+    """The newest readable state of a run, and a notice if it is not the obvious one."""
+    paths = [folder / CHECKPOINTS / name for name in (LAST, PREVIOUS)]
+    present = [p for p in paths if p.is_file()]
+    for path in present:
+        if readable(path):
+            older = "" if path is paths[0] else f"{LAST} is damaged or missing, continuing from {PREVIOUS}."
+            return path, older
+    if present:
+        raise UserError(f"{present[0]} is damaged.", "Start a new run; this one cannot be continued.")
+    return None, "There is no checkpoint yet: the run starts over."
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint loads as tensors and plain values."""
+    try:
+        return "state_dict" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torn zip, foreign pickle: many types
+        return False

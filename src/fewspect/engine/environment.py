@@ -1,0 +1,48 @@
+"""What surrounds a run: seeds, threads and log lines (versions and git state are in ``callbacks.record``)."""
+
+import logging
+import os
+import warnings
+
+NOISE = (
+    ".*does not have many workers.*",
+    ".*number of training batches.*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*ModelCheckpoint.*could not find the monitored key.*",
+    ".*dirpath has changed.*",
+    ".*your dataloader is not resumable.*",  # ours is, by position
+    ".*isinstance.treespec, LeafSpec.*",
+)
+"""Beginnings of warnings that say nothing to the user."""
+
+
+class _NoTips(logging.Filter):
+    """Drops the promotional lines of Lightning."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Tip: For seamless" not in record.getMessage()
+
+
+def prepare(seed: int) -> None:
+    """Seed everything, one log line per message, a sensible number of threads for spawned processes."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, _local_world()))))
+    import lightning.pytorch as pl  # noqa: PLC0415 - after the environment, and not for --help
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_NoTips())
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def _local_world() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this process owns the run folder (the others of a DDP run only compute)."""
+    return not any(
+        int(os.environ.get(name, "0") or 0) for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    )

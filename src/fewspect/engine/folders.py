@@ -1,0 +1,157 @@
+"""Run folders: what a new one is called, what an old one remembers, who may write into it. No torch in here.
+
+A run folder holds ``config.yaml`` (as composed, interpolations kept), ``run.json``, ``metrics.csv``,
+``run.log``, ``checkpoints/{best,last,previous}.ckpt``, ``panels/`` and ``predictions/``. Tests and
+predictions of a finished run are run folders of their own inside it, so that they never touch its record.
+"""
+
+import fcntl
+import os
+import shlex
+from pathlib import Path
+from typing import IO
+
+from omegaconf import DictConfig, OmegaConf
+
+from fewspect.errors import UserError
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
+"""Options of one call: never taken over from the run folder (``allow`` least of all)."""
+
+GROUPS = ("method", "data", "backbone", "trainer", "logger")
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) -> str:
+    """Name the folder of a run (resolver ``run_folder`` of conf/hydra)."""
+    if run and resume:
+        return str(run)
+    mine = f"{now}-{os.getpid()}"  # two runs may start in the same second
+    return f"{run}/{mode}-{mine}" if run else f"logs/{kind}/{mine}"
+
+
+def with_choices_of_run(arguments: list[str]) -> list[str]:
+    """Put the recorded overrides of ``run=<folder>`` before the typed ones: nothing need be repeated.
+
+    Raises:
+        UserError: ``run`` is no run folder.
+    """
+    typed = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a}
+    run = shlex.split(typed.get("run", ""))[:1]
+    if not run or run[0] == "null":
+        if typed.get("resume", "").lower() == "true":
+            raise UserError(
+                "resume=true needs the folder to continue.", "Add run=<folder>, e.g. run=logs/sofs/toy/..."
+            )
+        return arguments
+    require_run(Path(run[0]))
+    return [*(o for o in recorded(Path(run[0])) if o.lstrip("+~").split("=", 1)[0] not in typed), *arguments]
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a folder that no run has written."""
+    if not folder.is_dir():
+        raise UserError(
+            f"run={folder}: there is no such folder.", "Give the folder that the run printed last (logs/...)."
+        )
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"run={folder}: no {CONFIG} in it, so this is no run folder.",
+            "Look for run.json and config.yaml below logs/.",
+        )
+
+
+def recorded(folder: Path) -> list[str]:
+    """Overrides of an earlier run that describe the experiment (not the call)."""
+    path = folder / ".hydra" / "overrides.yaml"
+    if not path.is_file():
+        return []
+    overrides = [str(o) for o in OmegaConf.to_container(_read(path)) or []]
+    return [
+        o
+        for o in overrides
+        if (k := o.lstrip("+~").split("=", 1)[0]) not in RUN_KEYS and not k.startswith("hydra")
+    ]
+
+
+def restore(cfg: DictConfig, overrides: list[str], choices: list[str]) -> DictConfig:
+    """The config of ``cfg.run`` with this call's overrides on top.
+
+    Args:
+        cfg: What Hydra composed from recorded and typed overrides together.
+        overrides: Those overrides.
+        choices: The recorded ones: a group among them keeps its saved values, even if ``conf`` has changed
+            since.
+    """
+    saved = _read(Path(cfg.run) / CONFIG)
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{cfg.run}/{CONFIG} is no config.", "Choose another run folder.")
+    merged = OmegaConf.merge(saved, {key: cfg[key] for key in RUN_KEYS})
+    for override in overrides:
+        key = override.lstrip("+~").split("=", 1)[0]
+        if key in GROUPS and override not in choices:
+            merged[key] = cfg[key]
+        elif key not in (*GROUPS, *RUN_KEYS, "experiment"):
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def save(cfg: DictConfig, folder: Path) -> None:
+    """Write ``config.yaml`` in one stroke."""
+    part = folder / f"{CONFIG}.part"
+    part.write_text(OmegaConf.to_yaml(cfg), "utf-8")
+    part.replace(folder / CONFIG)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Own the folder for the life of this process; keep the returned file open.
+
+    Raises:
+        UserError: Another process writes into it.
+    """
+    handle = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise UserError(
+            f"{folder}: another process is writing into this run.", "Wait for it, or stop it first."
+        ) from None
+    return handle
+
+
+def chosen_checkpoint(cfg: DictConfig) -> Path | None:
+    """The file to test: ``checkpoint=``, else the best of ``run=``, else its last; None = untrained.
+
+    Raises:
+        UserError: It was named and does not exist, or the run has none.
+    """
+    if cfg.checkpoint:
+        path = Path(cfg.checkpoint)
+        if not path.is_file():
+            raise UserError(
+                f"checkpoint={path}: there is no such file.", "Name a .ckpt file, or use run=<folder>."
+            )
+        return path
+    if not cfg.run:
+        return None
+    paths = [Path(cfg.run) / CHECKPOINTS / name for name in (BEST, LAST, PREVIOUS)]
+    found = next((p for p in paths if p.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"run={cfg.run}: it has no checkpoint yet.",
+            "Continue it with resume=true, or choose another run.",
+        )
+    return found
+
+
+def _read(path: Path) -> object:
+    try:
+        return OmegaConf.load(path)
+    except Exception as error:  # yaml, encoding: any unreadable file
+        raise UserError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}", "Choose another run folder."
+        ) from error

@@ -1,0 +1,72 @@
+"""The front door: help, kind errors and exit codes. No torch in here, ``--help`` answers at once.
+
+Exit codes: 0 done, 1 our bug (traceback), 2 the user's mistake (two lines), 130 and 143 stopped by Ctrl-C
+and SIGTERM.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fewspect.engine import folders, help
+from fewspect.errors import EXIT_CODE, UserError
+
+CTRL_C = 130
+
+
+class Stopped(BaseException):
+    """A signal ended the run after its state was saved; not an ``Exception``, so nobody swallows it.
+
+    Args:
+        signum: Number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+def guard(main: Callable[[], Any], conf: Path) -> NoReturn:
+    """Run Hydra's ``main`` and turn every way it can end into an exit code.
+
+    Args:
+        main: The function decorated by ``hydra.main``.
+        conf: The folder of config files.
+    """
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help.text(conf))
+        sys.exit(0)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
+    OmegaConf.register_new_resolver("run_folder", folders.run_folder, replace=True)
+    sys.exit(_guarded(main, conf, arguments))
+
+
+def _guarded(main: Callable[[], Any], conf: Path, arguments: list[str]) -> int:
+    try:
+        sys.argv[1:] = folders.with_choices_of_run(arguments)
+        main()
+    except UserError as error:
+        return tell(error, arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        return tell(help.explain(error, conf, sys.argv[1:]), arguments)
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        return CTRL_C
+    return 0
+
+
+def tell(error: UserError, arguments: list[str]) -> int:
+    """Print a mistake as two lines, or as a traceback with ``debug=true``; return the exit code."""
+    if "debug=true" in (a.lower() for a in arguments):
+        traceback.print_exc()
+    print(f"Error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)
+    return EXIT_CODE

@@ -1,0 +1,112 @@
+"""Curves: ``metrics.csv`` in the run folder, Weights & Biases if asked (the only file that imports wandb)."""
+
+import csv
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from fewspect.errors import UserError
+
+ID_FILE = ".wandb_id"
+
+
+class CsvLogger(Logger):
+    """Append ``epoch,step,name,value`` rows: no empty cells, whole after a crash, simple to plot.
+
+    A resumed run repeats the steps after its last checkpoint; the last row of a (step, name) counts.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Kind of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """There is one per run folder."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
+        """``config.yaml`` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row per value."""
+        values = dict(metrics)
+        epoch = int(values.pop("epoch", 0))
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerows([["epoch", "step", "name", "value"]] * new)
+            rows.writerows([epoch, step, name, f"{float(value):.8g}"] for name, value in values.items())
+
+
+def build(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    kind: Literal["csv", "wandb", "none"] = "csv",
+    mode: Literal["offline", "online"] = "offline",
+    project: str = "fewspect",
+    entity: str | None = None,
+    group: str | None = None,
+) -> list[Logger]:
+    """Make the loggers of ``conf/logger``.
+
+    Args:
+        folder: The run folder.
+        config: The resolved config, shown in dashboards; ``name``, ``tags`` and ``objective`` are used.
+        kind: ``csv``, ``wandb`` (csv as well) or ``none``.
+        mode: ``offline`` writes into the run folder, ``online`` sends.
+        project: W&B project.
+        entity: W&B team or user.
+        group: W&B group.
+    """
+    if kind == "none" or rank_zero_only.rank:
+        return []
+    table = CsvLogger(folder / "metrics.csv")
+    if kind == "csv":
+        return [table]
+    return [table, _wandb(folder, config, mode=mode, project=project, entity=entity, group=group)]
+
+
+def _wandb(folder: Path, config: dict[str, Any], **options: Any) -> Logger:  # noqa: ANN401 - of wandb.init
+    try:
+        import wandb  # noqa: PLC0415 - half a second that csv users do not pay
+        from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError("logger=wandb needs wandb.", "Install it: pip install wandb") from error
+    id_file = folder / ID_FILE
+    known = id_file.exists()
+    if not known:
+        id_file.write_text(secrets.token_hex(4))
+    run = wandb.init(
+        id=id_file.read_text().strip(),
+        dir=str(folder),
+        name=config.get("name") or folder.name,
+        tags=config.get("tags") or None,
+        config=config,
+        resume="allow" if known and options["mode"] == "online" else None,
+        settings=wandb.Settings(console="off", silent=True),
+        **options,
+    )
+    run.define_metric(str(config.get("objective")), summary="max")
+    return WandbLogger(experiment=run)
+
+
+def finish(loggers: list[Logger], exit_code: int) -> None:
+    """Close what stays open, with the state that dashboards show."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.finish(exit_code=exit_code)

@@ -1,0 +1,118 @@
+"""The modes: each is one function of a session, and all end in one table and the path of the run folder."""
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fewspect.engine import environment, folders, front, help
+from fewspect.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Run ``cfg.mode``; a mistake of the user ends a single run here, a sweep goes on with its next job."""
+    hydra = HydraConfig.get()
+    try:
+        return _run(cfg, Path(hydra.runtime.output_dir), list(hydra.overrides.task))
+    except UserError as error:
+        if hydra.mode == RunMode.MULTIRUN:
+            raise
+        sys.exit(front.tell(error, sys.argv[1:]))
+
+
+def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
+    if cfg.mode not in MODES:
+        hint = f"{help.nearest(str(cfg.mode), MODES)} Choose one of: {', '.join(MODES)}."
+        raise UserError(f"mode={cfg.mode} does not exist.", hint.strip())
+    environment.prepare(cfg.seed)
+    if cfg.run:
+        cfg = folders.restore(cfg, overrides, folders.recorded(Path(cfg.run)))
+        environment.prepare(cfg.seed)
+    with ExitStack() as stack:
+        if environment.is_first_process():
+            stack.enter_context(folders.lock(folder))
+            if cfg.mode != "check":
+                folders.save(cfg, folder)
+        return MODES[cfg.mode](cfg, folder, allowed(overrides))
+
+
+def allowed(overrides: list[str]) -> list[str]:
+    """Packages of ``allow=[...]`` on this command line; a list in a file does not count."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
+
+    parsed = OverridesParser.create().parse_overrides([o for o in overrides if o.startswith("allow=")])
+    values = [o.value() for o in parsed]
+    return [str(p) for value in values for p in (value if isinstance(value, list) else [value])]
+
+
+def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
+    """Fit, test the best checkpoint, and return the objective."""
+    from fewspect.engine import build, checkpoints  # noqa: PLC0415
+    from fewspect.engine.session import concluded, report  # noqa: PLC0415
+
+    start = None
+    if cfg.resume:
+        start, notice = checkpoints.resume_point(folder)
+        if notice:
+            log.warning(notice)
+    tree = build.resolve(cfg, extra)
+    with concluded(tree, folder, "test") as s:
+        if s.method.fit_kind != "none":
+            s.trainer.fit(s.method, datamodule=s.data, ckpt_path=start, weights_only=True)
+        paths = [folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]
+        best = next((p for p in paths if p.is_file()), None)
+        s.trainer.test(s.method, datamodule=s.data, ckpt_path=best, verbose=False, weights_only=True)
+        return report(s)
+
+
+def test(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
+    """Test a checkpoint (or the untrained method) and return the objective."""
+    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine.session import concluded, report  # noqa: PLC0415
+
+    path = folders.chosen_checkpoint(cfg)
+    tree = build.resolve(cfg, extra)
+    with concluded(tree, folder, "test") as s:
+        s.trainer.test(s.method, datamodule=s.data, ckpt_path=path, verbose=False, weights_only=True)
+        return report(s)
+
+
+def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Write masks, probabilities and a table for the images of ``data``."""
+    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine.session import concluded, report  # noqa: PLC0415
+
+    path = folders.chosen_checkpoint(cfg)
+    if path is None:
+        raise UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+    tree = build.resolve(cfg, extra)
+    with concluded(tree, folder, "predict") as s:
+        s.trainer.predict(
+            s.method, datamodule=s.data, ckpt_path=path, return_predictions=False, weights_only=True
+        )
+        report(s)
+
+
+def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Explain the data folder, validate the config, and pass one batch through on the CPU."""
+    from fewspect.engine import build, tryout  # noqa: PLC0415
+
+    del folder
+    tryout.explain(build.resolve_group(cfg, "data", extra))
+    tryout.one_batch(build.resolve(cfg, extra))
+    print("everything fits")
+
+
+MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
+    "train": train,
+    "test": test,
+    "predict": predict,
+    "check": check,
+}

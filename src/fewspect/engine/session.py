@@ -1,0 +1,158 @@
+"""One run with everything it needs, and its honest end: status, state of the loggers, table, run folder."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from fewspect.callbacks.nan_guard import NanGuard
+from fewspect.callbacks.panels import Panels
+from fewspect.callbacks.predictions import Predictions
+from fewspect.callbacks.record import FILE, Record, read_record, write_record
+from fewspect.engine import build, checkpoints, loggers, tables
+from fewspect.engine.front import Stopped
+from fewspect.methods.base import Method
+from fewspect.metrics.suites import LOWER_IS_BETTER
+
+log = logging.getLogger(__name__)
+
+Stage = Literal["test", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything that one mode works with."""
+
+    tree: dict[str, Any]
+    folder: Path
+    data: pl.LightningDataModule
+    method: Method
+    trainer: pl.Trainer
+    record: Record
+
+
+@contextmanager
+def concluded(tree: dict[str, Any], folder: Path, stage: Stage) -> Iterator[Session]:
+    """Build a session; whatever happens inside, ``run.json`` and the loggers say how it ended."""
+    checkpoints.stop_at_once()
+    curves: list[Logger] = []
+    record: Record | None = None
+    try:
+        data, method = build.parts(tree)
+        curves = loggers.build(folder, tree, **tree["logger"])
+        session = assemble(tree, folder, stage, curves=curves, data=data, method=method)
+        record = session.record
+        yield session
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        if record is not None and record.record:
+            record.finish(session.trainer, status, error=f"{type(error).__name__}: {error}")
+        else:
+            path = folder / FILE
+            write_record(
+                path, {**read_record(path), "status": status, "error": f"{type(error).__name__}: {error}"}
+            )
+        loggers.finish(curves, 1)
+        raise
+    loggers.finish(curves, 0)
+
+
+def assemble(
+    tree: dict[str, Any],
+    folder: Path,
+    stage: Stage,
+    *,
+    curves: list[Logger],
+    data: pl.LightningDataModule,
+    method: Method,
+) -> Session:
+    """Make callbacks and trainer.
+
+    Args:
+        tree: What ``build.resolve`` returned.
+        folder: The run folder.
+        stage: The stage that concludes the run.
+        curves: Loggers.
+        data: The data.
+        method: The method, which knows the data.
+    """
+    if tree["compile"]:
+        for child in method.children():
+            child.compile()
+    objective, direction = tree["objective"], direction_of(tree["objective"])
+    record = Record(objective, direction, facts(tree), stage, str(folder))
+    callbacks: list[Callback] = [
+        record,
+        checkpoints.Keeper(folder),
+        NanGuard(),
+        Panels(folder=str(folder / "panels")),
+    ]
+    callbacks += [RichProgressBar()] if sys.stdout.isatty() else [EpochLine()]
+    callbacks += [Predictions(folder=str(folder / "predictions"))] if stage == "predict" else []
+    callbacks += [checkpoints.best(folder, objective, direction)]
+    ours = {
+        "default_root_dir": folder,
+        "logger": curves,
+        "callbacks": callbacks,
+        "plugins": [checkpoints.AtomicIO()],
+        "use_distributed_sampler": False,  # ours shard without padding
+        "enable_progress_bar": sys.stdout.isatty(),
+        "enable_model_summary": False,
+    }
+    return Session(tree, folder, data, method, pl.Trainer(**{**ours, **tree["trainer"]}), record)
+
+
+def report(session: Session) -> float | None:
+    """Show the result, name the run folder, return the objective."""
+    suite = dict(getattr(session.method, "metrics", {})).get("test_suite")
+    reached = {k: float(v) for k, v in session.trainer.callback_metrics.items() if k.startswith("test/")}
+    if session.trainer.is_global_zero:
+        if suite is not None and reached:
+            totals = {k.removeprefix("test/"): v for k, v in reached.items()}
+            tables.show(suite.table(), totals, suite.notes(), "test")
+        tables.farewell(session.folder)
+    objective = session.record.record.get("objective", {}).get("value")
+    return (
+        objective
+        if objective is not None
+        else reached.get(f"test/{session.tree['objective'].rpartition('/')[2]}")
+    )
+
+
+def direction_of(objective: str) -> Literal["max", "min"]:
+    """Whether more of a metric is better: errors, losses and intervals want to be small."""
+    name = objective.rpartition("/")[2]
+    return "min" if name in LOWER_IS_BETTER or name.endswith("loss") else "max"
+
+
+def facts(tree: dict[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says about the config."""
+    names = {
+        key: tree[key]["_target_"]
+        for key in ("method", "data", "backbone")
+        if "_target_" in tree.get(key, {})
+    }
+    return {**names, **{key: tree[key] for key in ("seed", "mode", "name", "tags")}, "config": tree}
+
+
+class EpochLine(Callback):
+    """One log line per epoch where no progress bar can be drawn."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how far it is and what was measured."""
+        del pl_module
+        if trainer.is_global_zero:
+            shown = {
+                k: float(v)
+                for k, v in trainer.callback_metrics.items()
+                if k.startswith("val/") or k == "train/loss"
+            }
+            values = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+            log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, values)

@@ -1,0 +1,62 @@
+"""``mode=check``: what the folder holds, whether the config fits, and one batch through it on the CPU."""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fewspect.callbacks.record import peak_memory
+from fewspect.data.check import explain as explain_folder
+from fewspect.engine import build
+from fewspect.types import Episode
+
+
+def explain(node: dict[str, Any]) -> None:
+    """Print what is found below ``data.root``.
+
+    Args:
+        node: The resolved ``data`` group.
+
+    Raises:
+        UserError: The folder is missing or empty.
+    """
+    reader = build.make(node["reader"])
+    options = dict(reader.keywords) if isinstance(reader, functools.partial) else {}
+    read = reader.func if isinstance(reader, functools.partial) else reader
+    taken = inspect.signature(read).parameters
+    if node.get("fold") is not None and "fold" in taken:
+        options["fold"] = node["fold"]
+    root = node.get("root") or taken["root"].default
+    if root is not None:
+        Console(width=None if Console().is_terminal else 120, highlight=False).print(
+            explain_folder(str(root), read, **options)
+        )
+
+
+def one_batch(tree: dict[str, Any]) -> None:
+    """Build data and method, learn from one batch, answer one test episode; print shapes and memory."""
+    data, method = build.parts(tree)
+    print(f"data    {data.info}")
+    batch = next(iter(data.train_dataloader()))
+    print(f"batch   {len(batch)} x {shapes(batch[0])}")
+    count = sum(p.numel() for p in method.parameters())
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    print(f"method  {type(method).__name__}: {count:,} parameters, {trained:,} of them trained")
+    if method.fit_kind == "gradient":
+        losses = method.losses(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        print("losses  " + "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items()))
+    episode = next(iter(data.test_dataloader()))[0]
+    prediction = method.eval().evaluate_episode(episode)
+    shown = {k: v for k in ("prob", "mask", "score") if (v := getattr(prediction, k)) is not None}
+    print(f"test    {shapes(episode)}")
+    print("answer  " + "  ".join(f"{k} {tuple(v.shape)}" for k, v in shown.items()))
+    print(f"memory  {peak_memory()['rss']} MiB at most")
+
+
+def shapes(episode: Episode) -> str:
+    """Sizes of what matters in an episode."""
+    names = ("support_image", "support_mask", "query_image", "query_mask")
+    return "  ".join(f"{name} {tuple(getattr(episode, name).shape)}" for name in names)

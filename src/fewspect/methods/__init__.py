@@ -1,0 +1,1 @@
+"""The methods: each a folder with ``method.py``, ``net.py``, (``loss.py``) and its method card."""

@@ -1,0 +1,155 @@
+"""The contract of every method: adapt to a support, predict queries, and, if it learns, give its losses.
+
+A method is a LightningModule whose state for a task is *returned* by ``adapt``, never stored on ``self``: two
+episodes can be in flight, and the state can be saved, exported or sent to another process.
+"""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+import lightning as pl
+import torch
+from torch import Tensor, nn
+
+from fewspect import draws
+from fewspect.errors import UserError
+from fewspect.methods import optim
+from fewspect.types import DataInfo, Episode, Prediction, State, Support
+
+
+class Method(pl.LightningModule):
+    """Base of all methods.
+
+    Class attributes:
+        task: What it does: ``segment``, ``classify``, ``detect``, ``reconstruct`` or ``generate``; the data must allow it.
+        fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing is
+            differentiated) or ``none`` (training is skipped).
+
+    Args:
+        optimizer: Keyword arguments of ``optim.build``.
+        loss_weights: Factor of each entry of ``losses``; entries that are not named count 1.
+        seed: Seed of the training noise (dropout); data have their own streams.
+    """
+
+    task: ClassVar[str]
+    fit_kind: ClassVar[Literal["gradient", "single_pass", "none"]] = "gradient"
+
+    def __init__(
+        self,
+        *,
+        optimizer: Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.optimizer = dict(optimizer or {})
+        self.loss_weights = dict(loss_weights or {})
+        self.seed = seed
+        self.info = DataInfo()
+
+    # -- what a method gives ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def adapt(self, support: Support) -> State:
+        """Encode the support once; the state is all that ``predict`` needs."""
+
+    @abstractmethod
+    def predict(self, images: Tensor, state: State) -> Prediction:
+        """Answer queries (Q, 3, h, w) in [0, 1] at the network's side."""
+
+    def losses(self, batch: list[Episode]) -> dict[str, Tensor]:
+        """``fit_kind=gradient``: return named scalars; the base sums them with ``loss_weights``."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient (fit_kind={self.fit_kind})")
+
+    def observe(self, batch: list[Episode]) -> None:
+        """``fit_kind=single_pass``: take in one batch (memory bank, streaming covariance)."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn in a single pass (fit_kind={self.fit_kind})")
+
+    def finish(self) -> None:
+        """``fit_kind=single_pass``: conclude after the last batch (coreset, eigenvectors)."""
+
+    def setup_data(self, info: DataInfo) -> None:
+        """Take what is known about the data; called by the engine before anything runs.
+
+        Raises:
+            UserError: The annotations do not allow this task.
+        """
+        if info.tasks and self.task not in info.tasks:
+            raise UserError(
+                f"{type(self).__name__} needs data for task '{self.task}', this data set allows {', '.join(sorted(info.tasks))}.",
+                "Choose another method, or add what is missing (python run.py mode=check data=… explains the folder).",
+            )
+        self.info = info
+
+    # -- what the base gives ----------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: list[Episode], batch_idx: int) -> None:
+        """Make training noise a function of (seed, epoch, batch, rank): a resumed run draws the same dropout."""
+        del batch
+        torch.manual_seed(draws.key(self.seed, "noise", self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Tensor] | None:
+        """Sum the weighted losses and log every part (or observe the batch); the parts go on to the callbacks."""
+        del batch_idx
+        if self.fit_kind == "single_pass":
+            return self.observe(batch)
+        parts = self.losses(batch)
+        total = torch.stack([self.loss_weights.get(k, 1.0) * v for k, v in parts.items()]).sum()
+        self.log_dict({f"train/{k}": v.detach() for k, v in parts.items()}, batch_size=len(batch))
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+        return {"loss": total, **{k: v.detach() for k, v in parts.items()}}
+
+    def on_train_epoch_end(self) -> None:
+        """Conclude a single pass."""
+        if self.fit_kind == "single_pass":
+            self.finish()
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of formats
+        """Build optimiser and per-step schedule from the plain values in ``self.optimizer``."""
+        if self.fit_kind != "gradient":
+            return None
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = optim.build(self.named_parameters(), steps, **self.optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- checkpoints: tensors and plain values, without what is frozen -----------------------------------------
+
+    def frozen_parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield (dotted name, module) of the parts that never change and are not written into checkpoints."""
+        yield from ((name, part) for name, part in self.named_modules() if getattr(part, "frozen", False))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen parts out (22 MB instead of 368 MB for SOFS) and note their digest and the data's classes."""
+        frozen = dict(self.frozen_parts())
+        prefixes = tuple(f"{name}." for name in frozen)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not (prefixes and k.startswith(prefixes))}
+        info = asdict(self.info) | {"tasks": sorted(self.info.tasks)}
+        checkpoint["fewspect"] = {"info": info, "frozen": {k: digest(m) for k, m in frozen.items()}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen parts back and refuse a checkpoint that was trained on other frozen weights.
+
+        Raises:
+            UserError: The frozen part (backbone) differs from the one of the checkpoint.
+        """
+        noted = checkpoint.get("fewspect", {}).get("frozen", {})
+        for name, part in self.frozen_parts():
+            if name in noted and noted[name] != digest(part):
+                raise UserError(
+                    f"The checkpoint was trained with another {name} (weights {noted[name][:12]}, now {digest(part)[:12]}).",
+                    "Choose the backbone and weights of that run (see its config.yaml), or train again.",
+                )
+            checkpoint["state_dict"] |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over names and values of a module's tensors; tells frozen weights apart."""
+    sha = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()

@@ -1,0 +1,84 @@
+"""Optimisers and schedules from plain values, so that checkpoints hold nothing but numbers."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fewspect.errors import UserError
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+def build(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    steps: int,
+    *,
+    name: str = "adamw",
+    lr: float = 1e-4,
+    weight_decay: float = 0.01,
+    groups: Mapping[str, float] | None = None,
+    schedule: str = "constant",
+    power: float = 0.9,
+    warmup: int = 0,
+    **options: Any,  # noqa: ANN401 - handed to the named torch optimiser
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Make an optimiser and its per-step schedule.
+
+    Args:
+        named_parameters: Names and parameters; frozen ones are left out.
+        steps: Total number of optimiser steps T.
+        name: ``adamw``, ``adam`` or ``sgd``.
+        lr: Base learning rate.
+        weight_decay: Applied to every parameter, norms and biases included (as the five systems do).
+        groups: Name prefix -> factor on ``lr``; the longest matching prefix wins, others have factor 1.
+        schedule: ``constant``, ``poly`` or ``cosine``, see ``factor``.
+        power: Exponent of the poly schedule.
+        warmup: Steps of linear warm-up.
+        options: Further arguments of the torch optimiser, e.g. ``betas``.
+
+    Raises:
+        UserError: Unknown optimiser or schedule, or nothing to train.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"method.optim.name={name} is not known.", f"Choose one of {', '.join(OPTIMIZERS)}.")
+    params = _grouped(named_parameters, lr, dict(groups or {}))
+    optimizer = OPTIMIZERS[name](params, lr=lr, weight_decay=weight_decay, **options)
+    return optimizer, LambdaLR(optimizer, factor(schedule, steps, power=power, warmup=warmup))
+
+
+def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) -> Callable[[int], float]:
+    """Return the factor on the learning rate before step ``s`` (0-based), i = s + 1 in 1..T.
+
+    ``poly``: (1 - i/T)^power, so the last step has rate 0 (HDMNet, SOFS); ``cosine``: half a cosine from 1 to 0.
+    """
+    decays: dict[str, Callable[[float], float]] = {
+        "constant": lambda _: 1.0,
+        "poly": lambda x: max(0.0, 1.0 - x) ** power,
+        "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * min(1.0, x))),
+    }
+    if schedule not in decays:
+        raise UserError(f"method.optim.schedule={schedule} is not known.", f"Choose one of {', '.join(decays)}.")
+
+    def at(step: int) -> float:
+        ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return ramp * decays[schedule]((step + 1) / max(1, steps))
+
+    return at
+
+
+def _grouped(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float, factors: dict[str, float]
+) -> list[dict[str, Any]]:
+    prefixes = sorted(factors, key=len, reverse=True)
+    grouped: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in [*prefixes, ""]}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            grouped[next((p for p in prefixes if name.startswith(p)), "")].append(parameter)
+    out = [{"params": ps, "lr": lr * factors.get(k, 1.0), "name": k or "rest"} for k, ps in grouped.items() if ps]
+    if not out:
+        raise UserError("The method has no trainable parameter.", "Use mode=test, or unfreeze something.")
+    return out

@@ -1,0 +1,160 @@
+"""Task base of the few-shot segmenters: from a network that answers square crops to masks of whole images.
+
+A concrete segmenter gives ``adapt(support)`` and ``predict(images (Q, 3, side, side), state) -> Prediction.prob (Q, side,
+side)``. This base cuts the query into windows (or takes it whole), merges the answers, decides, measures and hands
+episodes with predictions to the callbacks. Empty supports make it an anomaly detector with the same code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewspect.methods.base import Method
+from fewspect.metrics.suites import suite
+from fewspect.nn import windows
+from fewspect.types import DataInfo, Episode, Prediction, State
+
+
+@dataclass(frozen=True, slots=True)
+class Sliding:
+    """How a whole image is answered by a network that sees squares.
+
+    Attributes:
+        side: Network side in pixels.
+        crop_size: Window side in the image's own pixels; smaller than ``side`` enlarges.
+        overlap: Share of a window that it has in common with its neighbour, 0 (as published) to below 1.
+        windows_per_batch: Windows answered at once; bounds the memory.
+        threshold: A pixel is defective when its probability is above this.
+        merge: ``mean`` averages probabilities; ``vote`` averages hard maps without a further threshold (original).
+        upsample: ``prob`` resizes probabilities; ``hard`` resizes decisions and cuts at 0.9 (original).
+    """
+
+    side: int = 518
+    crop_size: int = 518
+    overlap: float = 0.0
+    windows_per_batch: int = 4
+    threshold: float = 0.5
+    merge: Literal["mean", "vote"] = "mean"
+    upsample: Literal["prob", "hard"] = "prob"
+
+
+class Segmenter(Method):
+    """Base of methods that answer with a foreground probability per pixel.
+
+    Args:
+        evaluate: Fields of ``Sliding``.
+        options: See ``Method``.
+    """
+
+    task = "segment"
+
+    def __init__(self, *, evaluate: Mapping[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(**options)
+        self.sliding = Sliding(**(evaluate or {}))
+        self.metrics = nn.ModuleDict()
+
+    def setup_data(self, info: DataInfo) -> None:
+        """Build the metrics: IoU of the class, or detection metrics when the supports are all normal."""
+        super().setup_data(info)
+        self.metrics = nn.ModuleDict({f"{split}_suite": suite(self.task, info.detect) for split in ("val", "test")})
+
+    def segment(self, image: Tensor, state: State, *, whole: bool = False) -> Prediction:
+        """Answer one image at its own size.
+
+        Args:
+            image: (3, H, W) uint8.
+            state: What ``adapt`` returned.
+            whole: Resize the image to the network's side instead of sliding a window over it.
+
+        Returns:
+            ``prob`` and ``mask`` (1, H, W), ``score`` (1,) = highest probability. With ``merge=vote``, ``extra["votes"]``
+            (1, H, W) holds the original's fractional votes, which are counted by its own rule.
+        """
+        height, width = image.shape[-2:]
+        size = max(height, width) if whole else self.sliding.crop_size
+        boxes = windows.tile(height, width, size, 0.0 if whole else self.sliding.overlap)
+        heat, votes = (windows.Merger(height, width, image.device) for _ in range(2))
+        hard_too = self.sliding.merge == "vote"
+        for start in range(0, len(boxes), self.sliding.windows_per_batch):
+            chunk = boxes[start : start + self.sliding.windows_per_batch]
+            for box, prob in zip(chunk, self._answer(image, chunk, state), strict=True):
+                self._merge(heat, box, prob, hard=False)
+                if hard_too:
+                    self._merge(votes, box, prob, hard=True)
+        return self._decide(heat.result(), votes.result() if hard_too else None)
+
+    def evaluate_episode(self, episode: Episode) -> Prediction:
+        """Adapt to the support once, then answer the episode's query at its own size."""
+        with torch.inference_mode():
+            return self.segment(episode.query_image[0], self.adapt(episode.support), whole=episode.whole)
+
+    def validation_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
+        """Answer and measure a list of episodes."""
+        del batch_idx
+        return self._measure(batch, "val")
+
+    def test_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
+        """Answer and measure a list of episodes."""
+        del batch_idx
+        return self._measure(batch, "test")
+
+    def predict_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
+        """Answer a list of episodes; truth is not needed."""
+        del batch_idx
+        return {"episodes": batch, "predictions": [self.evaluate_episode(episode) for episode in batch]}
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.metrics["val_suite"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last test."""
+        self.metrics["test_suite"].reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the validation episodes gave."""
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the test episodes gave; the suite keeps its table for the report."""
+        self._conclude("test")
+
+    def _measure(self, batch: list[Episode], split: str) -> dict[str, Any]:
+        predictions = [self.evaluate_episode(episode) for episode in batch]
+        for episode, prediction in zip(batch, predictions, strict=True):
+            self.metrics[f"{split}_suite"].update(prediction, episode)
+        return {"episodes": batch, "predictions": predictions}
+
+    def _conclude(self, split: str) -> None:
+        self.log_dict({f"{split}/{k}": v for k, v in self.metrics[f"{split}_suite"].compute().items()})
+
+    def _answer(self, image: Tensor, boxes: list[tuple[int, int, int, int]], state: State) -> Tensor:
+        views = [windows.resize_pad(image[:, t:b, le:r], self.sliding.side) for t, b, le, r in boxes]
+        prob = self.predict(torch.stack(views), state).prob
+        assert prob is not None, f"{type(self).__name__}.predict gave no prob"
+        return prob.float()  # (windows, side, side)
+
+    def _merge(self, into: windows.Merger, box: tuple[int, int, int, int], prob: Tensor, *, hard: bool) -> None:
+        top, bottom, left, right = box
+        height, width = bottom - top, right - left
+        valid = windows.fit_size(height, width, self.sliding.side)
+        if hard:
+            prob = (prob > self.sliding.threshold).float()
+        if valid == (height, width):
+            answer = prob[:height, :width]
+        elif hard and self.sliding.upsample == "hard":
+            answer = windows.restore_hard(prob, height, width, valid)
+        else:
+            answer = windows.restore(prob, height, width, valid)
+        into.add(box, answer)
+
+    def _decide(self, prob: Tensor, votes: Tensor | None) -> Prediction:
+        if votes is None:
+            mask = (prob > self.sliding.threshold).to(torch.uint8)
+            return Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None])
+        mask = (votes > self.sliding.threshold).to(torch.uint8)
+        found = Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None])
+        return replace(found, extra={"votes": votes[None]})

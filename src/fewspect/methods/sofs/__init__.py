@@ -1,0 +1,1 @@
+"""SOFS: small-object few-shot segmentation (arXiv 2407.21351)."""

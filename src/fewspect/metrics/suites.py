@@ -1,0 +1,73 @@
+"""The metrics of a task as one module: Lightning moves it, torchmetrics gathers it, methods call ``update``.
+
+Example:
+    >>> measure = suite("segment", detect=False)
+    >>> measure.update(prediction, episode)  # doctest: +SKIP
+    >>> measure.compute()["miou"]  # doctest: +SKIP
+"""
+
+from torch import Tensor, nn
+
+from fewspect.errors import UserError
+from fewspect.metrics.detection import ImageRanking, PixelRanking
+from fewspect.metrics.rows import RowMetric
+from fewspect.metrics.segmentation import SegmentationCounts
+from fewspect.types import Episode, Prediction
+
+TASKS = ("segment", "detect")
+LOWER_IS_BETTER = ("miou_ci95",)
+"""Reported beside the scores, but smaller is better; counts have no direction."""
+
+
+class Suite(nn.Module):
+    """Several metrics with flat names and one table.
+
+    Attributes:
+        metrics: The parts; each is a ``torchmetrics.Metric`` with ``table`` and ``notes``.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, *metrics: RowMetric) -> None:
+        super().__init__()
+        self.metrics = nn.ModuleList(metrics)
+
+    def update(self, prediction: Prediction, episode: Episode) -> None:
+        """Count the Q queries of one episode."""
+        for metric in self.metrics:
+            metric.update(prediction, episode)
+
+    def compute(self) -> dict[str, Tensor]:
+        """All values, gathered over processes (every process must call this); undefined ones are absent."""
+        return {key: value for metric in self.metrics for key, value in metric.compute().items()}
+
+    def table(self) -> list[dict[str, str | int | float]]:
+        """One row per class or product (key ``class``) of the last ``compute``."""
+        rows: dict[str, dict[str, str | int | float]] = {}
+        for metric in self.metrics:
+            for row in metric.table:
+                rows.setdefault(str(row["class"]), {}).update(row)
+        return [rows[name] for name in sorted(rows)]
+
+    def notes(self) -> list[str]:
+        """What the last ``compute`` left out, one sentence each."""
+        return [note for metric in self.metrics for note in metric.notes]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for metric in self.metrics:
+            metric.reset()
+
+
+def suite(task: str, detect: bool) -> Suite:
+    """Choose the metrics of a task.
+
+    Args:
+        task: ``segment`` or ``detect``.
+        detect: Episodes hold normal supports only: rank pixels and images, besides the overlap of masks.
+    """
+    if task not in TASKS:
+        raise UserError(f"there are no metrics for the task {task!r}", f"Known tasks: {', '.join(TASKS)}.")
+    if detect or task == "detect":
+        return Suite(PixelRanking(), ImageRanking(), SegmentationCounts())
+    return Suite(SegmentationCounts())
