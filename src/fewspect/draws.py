@@ -1,7 +1,8 @@
 """Counter-based randomness: every draw is a pure function of (seed, stream, index).
 
-No generator is ever advanced across items, so episodes and augmentations are the same for any number of workers,
-ranks or prefetched batches, and a run that is killed resumes with exactly the numbers it would have drawn.
+No generator is ever advanced across items, so episodes and augmentations are the same for any number of
+workers, ranks or prefetched batches, and a run that is killed resumes with exactly the numbers it would have
+drawn.
 
 Example:
     >>> rng(0, "episode", 3, 17).integers(10) == rng(0, "episode", 3, 17).integers(10)

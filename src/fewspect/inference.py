@@ -1,7 +1,7 @@
 """Use a method without a Trainer: load -> support -> predict many.
 
 Example:
-    >>> predictor = Predictor(method)                     # engine.build.load(run) gives the method of a run folder
+    >>> predictor = Predictor(method)                     # a method with its weights loaded
     >>> state = predictor.support(images, masks)          # encoded once
     >>> prediction = predictor(image, state)              # as often as you like
 """
@@ -33,7 +33,8 @@ class Predictor:
         """Encode the support set once.
 
         Args:
-            images: uint8 (3, H, W), any sizes; seen whole, cut them yourself around small defects (``data.crops``).
+            images: uint8 (3, H, W), any sizes; seen whole, cut them yourself around small defects
+                (``data.crops``).
             masks: uint8 (H, W), non-zero = defect; all zero = a normal image.
 
         Raises:
@@ -41,13 +42,14 @@ class Predictor:
         """
         if not images or len(images) != len(masks):
             raise UserError(
-                f"A support needs as many masks as images and at least one; got {len(images)} and {len(masks)}.",
+                f"A support needs as many masks as images, at least one; got {len(images)} and {len(masks)}.",
                 "Give an all-zero mask for a normal image.",
             )
         for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
             if image.shape[-2:] != mask.shape[-2:]:
                 raise UserError(
-                    f"Support {number}: image {tuple(image.shape[-2:])}, mask {tuple(mask.shape[-2:])}.", "Make them one size."
+                    f"Support {number}: image {tuple(image.shape[-2:])}, mask {tuple(mask.shape[-2:])}.",
+                    "Make them one size.",
                 )
         side = self.method.sliding.side
         view = torch.stack([windows.resize_pad(image, side) for image in images])

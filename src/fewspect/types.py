@@ -1,11 +1,12 @@
 """The vocabulary of the framework: what a data set gives, what a method takes and what it returns.
 
-Letters in shape comments, everywhere in the code: B batch (episodes), S support views, Q query images, K classes,
-L backbone layers, N tokens, D width, H x W pixels, h x w feature cells.
+Letters in shape comments, everywhere in the code: B batch (episodes), S support views, Q query images, K
+classes, L backbone layers, N tokens, D width, H x W pixels, h x w feature cells.
 
-Conventions: an ``image`` is uint8 in 0..255 as read from disk, or float32 in [0, 1] once it has the network's size
-(normalisation belongs to the backbone); a ``mask`` is uint8, 1 = the class in question, 0 = not, 255 = ignore; a ``label``
-is an int, 0 = good, k >= 1 = ``classes[k - 1]``, -1 = unknown; ``prob`` and ``score`` are floats, ``prob`` in [0, 1].
+Conventions: an ``image`` is uint8 in 0..255 as read from disk, or float32 in [0, 1] once it has the network's
+size (normalisation belongs to the backbone); a ``mask`` is uint8, 1 = the class in question, 0 = not, 255 =
+ignore; a ``label`` is an int, 0 = good, k >= 1 = ``classes[k - 1]``, -1 = unknown; ``prob`` and ``score`` are
+floats, ``prob`` in [0, 1].
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class Region:
         path: The mask image (``file`` only).
         values: ``file`` only: index values that mean this class; empty = binary mask by the decoding rules.
         invert: ``file`` only: the mask marks the good pixels.
-        points: ``polygon``: one flat ``(x, y, x, y, ...)`` per polygon; ``box``: one ``(x, y, width, height)``.
+        points: ``polygon``: one flat ``(x, y, x, y, ...)`` per polygon; ``box``: one ``(x, y, width,
+            height)``.
         counts: ``rle``: run lengths, column-major, first run is background.
     """
 
@@ -50,7 +52,8 @@ class Sample:
 
     Attributes:
         image: Path of the image.
-        regions: Class name -> sources whose union is the mask of that class; empty when no pixel labels exist.
+        regions: Class name -> sources whose union is the mask of that class; empty when no pixel labels
+            exist.
         label: Image-level label: 0 good, k >= 1 ``Index.classes[k - 1]``, -1 unknown.
         product: The inspected object; few-shot classes are pairs (product, class).
         split: ``train``, ``val``, ``test``, ``support``, ``query`` or empty.
@@ -87,7 +90,7 @@ class DataInfo:
 
 
 class _Movable:
-    """``to`` and ``pin_memory`` over tensor fields (Lightning refuses a frozen dataclass batch without ``to``)."""
+    """``to`` and ``pin_memory`` over tensor fields (Lightning refuses a frozen batch without ``to``)."""
 
     __slots__ = ()
 
@@ -112,9 +115,11 @@ class Support(_Movable):
         image: (S, 3, H, W) float32 in [0, 1] at the network's side.
         mask: (S, H, W) uint8; all zero = a normal view.
         label: (S,) int64, position + 1 in ``classes``; 0 = normal.
-        count: (S,) float32 multiplicity: a view that stands for k identical ones has count k (encoded once, weighted k times).
+        count: (S,) float32 multiplicity: a view that stands for k identical ones has count k (encoded once,
+            weighted k times).
         classes: Names in label order.
-        feature: (S, V, D) cached features of V views each, for methods that work on features; ``image`` is empty then.
+        feature: (S, V, D) cached features of V views each, for methods that work on features; ``image`` is
+            empty then.
     """
 
     image: Tensor
@@ -134,7 +139,8 @@ class Episode(_Movable):
         support_mask: (S, h, w) uint8 in {0, 1}.
         support_label: (S,) int64.
         support_count: (S,) float32, see ``Support.count``.
-        query_image: training: (Q, 3, h, w) float32 in [0, 1], network side; evaluation: (1, 3, H, W) uint8, original pixels.
+        query_image: training: (Q, 3, h, w) float32 in [0, 1], network side; evaluation: (1, 3, H, W) uint8,
+            original pixels.
         query_mask: (Q, h, w) or (1, H, W) uint8 in {0, 1, 255}.
         query_label: (Q,) int64: 1 when the query shows the class, 0 when it is normal.
         classes: Names of the classes asked for, in label order.

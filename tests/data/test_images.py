@@ -49,7 +49,7 @@ def test_sixteen_bit_is_scaled_and_the_white_level_is_used(tmp_path):
     assert read_image(path)[0].tolist() == [[0, 1, 8, 16], [16, 117, 255, 255]]
     assert read_image(path, white_level=4095)[0].tolist() == [[0, 16, 128, 255], [255, 255, 255, 255]]
     Image.fromarray(np.minimum(values, 4095)).save(path)
-    assert "data.white_level=4095" in decode_image(path)[1][0]
+    assert "data.reader.white_level=4095" in decode_image(path)[1][0]
 
 
 def test_float_images(tmp_path):

@@ -11,7 +11,7 @@ Example:
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -52,6 +52,7 @@ class Dino(Backbone):
     """
 
     mask_token: Tensor
+    vit: Any  # timm's VisionTransformer; its attributes carry no types
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Dino(Backbone):
         sha256: str = "",
         frozen: bool = True,
     ) -> None:
-        vit = _build(name)
+        vit: Any = _build(name)
         super().__init__(name, vit.embed_dim, PATCH, side, layers, frozen=frozen)
         if not 0 <= self.layers[0] <= self.layers[-1] < len(vit.blocks):
             raise UserError(

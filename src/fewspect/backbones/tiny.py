@@ -77,7 +77,7 @@ class Tiny(Backbone):
             return files.load_into(self, {k: v.float() for k, v in state.items()}, str(source))
         files.randomise(self, self.name)
         for block in self.blocks:
-            nn.init.constant_(block.scale, SCALE_INIT)
+            nn.init.constant_(block.get_parameter("scale"), SCALE_INIT)
         return None
 
     def encode(self, image: Tensor) -> Features:

@@ -79,7 +79,7 @@ def outline(
     if not mask.any():
         return image.copy()
     result = image.copy()
-    distance = ndimage.distance_transform_edt(~mask)
+    distance = np.asarray(ndimage.distance_transform_edt(~mask))
     result[(distance > width) & (distance <= width + 1)] = PAPER
     result[(distance > 0) & (distance <= width)] = colour
     return result
@@ -106,9 +106,15 @@ def fit_mask(mask: np.ndarray, side: int) -> np.ndarray:
     return result
 
 
+def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Label the connected regions of a boolean (H, W) mask (8-neighbourhood) from 1 on, and count them."""
+    label = np.zeros(mask.shape, dtype=np.int32)
+    return label, int(ndimage.label(mask, structure=np.ones((3, 3)), output=label))  # type: ignore[arg-type]
+
+
 def zoom_box(mask: np.ndarray, least: int = 48) -> tuple[slice, slice]:
     """Square around the largest region of the mask, with some margin; all of it if the mask is empty."""
-    label, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    label, count = components(mask)
     if not count:
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])
     largest = 1 + int(np.argmax(np.bincount(label.ravel())[1:]))

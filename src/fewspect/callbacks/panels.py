@@ -93,6 +93,7 @@ class Panels(Callback):
         pl_module: LightningModule,
         outputs: object,
         *rest: object,
+        **kwargs: object,
     ) -> None:
         """Draw the first ``count`` episodes of this epoch (first process only)."""
         due = self.every_n_epochs > 0 and trainer.current_epoch % self.every_n_epochs == 0
@@ -113,6 +114,7 @@ class Panels(Callback):
         pl_module: LightningModule,
         outputs: object,
         *rest: object,
+        **kwargs: object,
     ) -> None:
         """Keep the panels of the worst episodes so far."""
         for episode, prediction in pairs(outputs):
@@ -141,8 +143,9 @@ class Panels(Callback):
         """Write a picture and hand it to the loggers that take pictures."""
         write_png(image, path)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(key=key, images=[image], caption=[path.stem])
+            log_image = getattr(logger, "log_image", None)
+            if log_image is not None:
+                log_image(key=key, images=[image], caption=[path.stem])
 
 
 def pairs(outputs: object) -> list[tuple[Episode, Prediction]]:

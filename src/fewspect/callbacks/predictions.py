@@ -24,7 +24,7 @@ from fewspect.callbacks.panels import pairs, write_png
 from fewspect.errors import UserError
 from fewspect.types import Episode, Prediction
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "file", "class", "status", "reason", "score", "decision", "area_pixels", "area_fraction", "components",
     "boxes", "seconds", "name",
 )  # fmt: skip
@@ -42,7 +42,7 @@ def probability_image(prob: np.ndarray) -> Image.Image:
 
 def regions(mask: np.ndarray) -> list[list[int]]:
     """Boxes [x, y, width, height] of the connected regions (8-neighbourhood) of a boolean (H, W) mask."""
-    label, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    label, _ = draw.components(mask)
     return [[c.start, r.start, c.stop - c.start, r.stop - r.start] for r, c in ndimage.find_objects(label)]
 
 

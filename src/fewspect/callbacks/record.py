@@ -167,7 +167,13 @@ class Record(Callback):
         self._mark = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, *rest: object
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        *rest: object,
+        **kwargs: object,
     ) -> None:
         """Count episodes and the time they took, loading included, validation not."""
         now = time.perf_counter()

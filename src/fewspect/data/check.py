@@ -148,10 +148,10 @@ def mask_values(index: Index) -> dict[str, int]:
 def _hints(problems: list[Problem]) -> list[str]:
     kinds = {p.kind for p in problems}
     advice = {
-        "inverted": "If the masks mark good pixels, set data.mask_invert=true.",
+        "inverted": "If the masks mark good pixels, set data.reader.mask_invert=true.",
         "wrong-size": "Save every mask at the size of its image.",
-        "missing-mask": "Name masks like their images, or add their ending to data.mask_suffixes.",
-        "two-masks": "Keep one mask per image, or shorten data.mask_suffixes.",
+        "missing-mask": "Name masks like their images, or add their ending to data.reader.mask_suffixes.",
+        "two-masks": "Keep one mask per image, or shorten data.reader.mask_suffixes.",
         "duplicate": "Remove the copies: a score on images that were in the support is worthless.",
     }
     hints = [text for kind, text in advice.items() if kind in kinds]

@@ -108,7 +108,7 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
         raise UserError(*_explain(Path(path), error)) from error
 
 
-_SIZE_HINT = "Cut the image into tiles, or raise data.max_pixels if the memory allows it."
+_SIZE_HINT = "Cut the image into tiles, or raise data.reader.max_pixels if the memory allows it."
 
 
 @contextmanager
@@ -218,12 +218,12 @@ def _scale(values: NDArray, path: Path, white_level: int | None) -> tuple[NDArra
     white = white_level or (1 if is_float else FULL_16_BIT)
     if low < 0 or (white_level is None and high > white):
         expected = "0..1" if is_float else f"0..{FULL_16_BIT}"
-        hint = "Set data.white_level to the value that means white; negative values are not supported."
+        hint = "Set data.reader.white_level to the value that means white; negative values are not supported."
         raise UserError(f"{path}: values {low:g}..{high:g} lie outside {expected}", hint)
     notices: tuple[str, ...] = ()
     if not is_float and white_level is None and 0 < high < FULL_16_BIT * HINT_SHARE:
         bits = max(int(high).bit_length(), 8)
-        notices = (f"16-bit file uses values up to {high:g} only; set data.white_level={2**bits - 1}",)
+        notices = (f"16-bit file uses values up to {high:g} only; set data.reader.white_level={2**bits - 1}",)
     if high > white:
         notices = (f"values up to {high:g} above the white level {white} are saturated",)
     scaled = np.minimum(values.astype(np.float64) * 255 / white, 255)

@@ -208,5 +208,5 @@ def _inverted(index: Index) -> list[Problem]:
     if len(large) * 2 <= len(masked):
         return []
     share = f"{len(large)} of {len(masked)} masks"
-    detail = f"{share} cover more than half of the image; inverted? data.mask_invert=true"
+    detail = f"{share} cover more than half of the image; inverted? data.reader.mask_invert=true"
     return [Problem(str(large[0].image), "inverted", detail, "warning")]

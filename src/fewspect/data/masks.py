@@ -133,7 +133,7 @@ def read_index(path: str | Path, *, max_pixels: int = MAX_PIXELS, upright: bool 
     if values.ndim == 3:
         if (values[..., :3] != values[..., :1]).any():
             raise UserError(
-                f"{path}: a colour picture, not a mask of class indices", "Set data.mask_type=binary."
+                f"{path}: a colour picture, not a mask of class indices", "Set data.reader.mask_type=binary."
             )
         values = values[..., 0]
     return turned(values.astype(np.int64), turn)
@@ -198,7 +198,8 @@ def _from_grey(values: NDArray) -> tuple[Bools, tuple[str, ...]]:
     if not between.any():
         return (values == high) & (high != 0), ()  # (e)
     if values.dtype.kind != "f" and low >= 0 and high < SMALL_VALUES:
-        return values != 0, (f"index values up to {high} read as one class; set data.mask_type=index",)  # (f)
+        hint = f"index values up to {high} read as one class; set data.reader.mask_type=index"
+        return values != 0, (hint,)  # (f)
     white = next((w for w in WHITES if high <= w and (w > 1 or values.dtype.kind == "f")), WHITES[-1])
     share = float(between.mean())
     stray = (f"grey values between {low} and {high} in {share:.2%} of the pixels, cut at half of {white}",)

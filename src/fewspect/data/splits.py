@@ -18,10 +18,11 @@ def fold_classes(classes: Sequence[str], fold: int, folds: int) -> tuple[str, ..
         UserError: No such fold, or more folds than classes.
     """
     if not 0 <= fold < folds:
-        raise UserError(f"data.fold={fold} does not exist", f"Choose 0 to {folds - 1} (data.folds={folds}).")
+        known = f"Choose 0 to {folds - 1} (data.reader.folds={folds})."
+        raise UserError(f"data.fold={fold} does not exist", known)
     if folds < 2 or folds > len(classes):
         raise UserError(
-            f"data.folds={folds} does not fit {len(classes)} classes: {', '.join(classes)}",
+            f"data.reader.folds={folds} does not fit {len(classes)} classes: {', '.join(classes)}",
             f"Choose 2 to {len(classes)}.",
         )
     return tuple(sorted(classes)[fold::folds])

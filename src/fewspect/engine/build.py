@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from fewspect.data.module import DataModule
 from fewspect.engine import allow, check, loggers
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
@@ -81,8 +82,9 @@ def make(node: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the target is
         raise cause or error from None
 
 
-def parts(tree: dict[str, Any]) -> tuple[pl.LightningDataModule, Method]:
-    """Data and method of a resolved tree; the method knows the data."""
+def parts(tree: dict[str, Any]) -> tuple[DataModule, Method]:
+    """Data and method of a resolved tree, seeded; the method knows the data."""
+    pl.seed_everything(tree["seed"], workers=True, verbose=False)
     data = make(tree["data"])
     data.setup("fit")
     method = make(tree["method"])

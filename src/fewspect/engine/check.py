@@ -1,7 +1,7 @@
 """The constructor is the schema: a composed config against the signatures that it will meet.
 
-All problems are told at once, each with its config path and a guess at what was meant. A class may say which of
-its mappings feed which callables (``schema = {"head": Head}``); their keys are checked, too.
+All problems are told at once, each with its config path and a guess at what was meant. A class may say which
+of its mappings feed which callables (``schema = {"head": Head}``); their keys are checked, too.
 """
 
 import inspect

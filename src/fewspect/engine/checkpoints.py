@@ -49,7 +49,7 @@ class AtomicIO(TorchCheckpointIO):
 
 
 class Keeper(Callback):
-    """Save ``last.ckpt`` every few minutes and when a signal asks to stop; find the place when resuming.
+    """Save ``last.ckpt`` every epoch, every few minutes and on a signal; find the place when resuming.
 
     The first Ctrl-C or SIGTERM lets the current step finish, the second one stops at once.
 
@@ -71,9 +71,11 @@ class Keeper(Callback):
     ) -> None:
         """Tell the data where training stopped: the batch after the last one that was processed."""
         del pl_module
-        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        if hasattr(data := getattr(trainer, "datamodule", None), "resume"):
-            data.resume(checkpoint["epoch"], done)
+        loops = checkpoint["loops"]["fit_loop"]
+        epoch = loops["epoch_progress"]["current"]["ready"] - 1
+        data: Any = getattr(trainer, "datamodule", None)
+        if hasattr(data, "resume"):
+            data.resume(epoch, loops["epoch_loop.batch_progress"]["current"]["processed"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on a signal waits for the end of the step."""
@@ -94,8 +96,7 @@ class Keeper(Callback):
         late = time.monotonic() - self._saved > 60 * self.minutes
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if trainer.strategy.reduce_boolean_decision(bool(stop or late), all=False) and not last:
-            trainer.save_checkpoint(self.path)
-            self._saved = time.monotonic()
+            self._save(trainer)
             self._raise(stop)
 
     def on_validation_batch_end(self, trainer: Trainer, *rest: object) -> None:
@@ -104,8 +105,9 @@ class Keeper(Callback):
         self._raise(self._agreed(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between two epochs."""
+        """Save every epoch, validated, and stop here if asked to."""
         del pl_module
+        self._save(trainer)
         self._raise(self._agreed(trainer))
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -113,6 +115,10 @@ class Keeper(Callback):
         if self._stop:
             raise Stopped(signum)
         self._stop = signum
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that any process got."""
@@ -136,18 +142,15 @@ def stop_at_once() -> None:
 
 
 def best(folder: Path, objective: str, mode: str) -> ModelCheckpoint:
-    """Keep the best state by the objective, and the last one."""
-    keep = ModelCheckpoint(
+    """Keep the best state (``Keeper`` keeps the last: Lightning's ``save_last`` is the last *better* one)."""
+    return ModelCheckpoint(
         folder / CHECKPOINTS,
         filename=BEST.removesuffix(".ckpt"),
         monitor=objective,
         mode=mode,
-        save_last=True,
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    keep.CHECKPOINT_NAME_LAST = LAST.removesuffix(".ckpt")
-    return keep
 
 
 def resume_point(folder: Path) -> tuple[Path | None, str]:

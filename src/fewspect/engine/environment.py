@@ -16,25 +16,16 @@ NOISE = (
 """Beginnings of warnings that say nothing to the user."""
 
 
-class _NoTips(logging.Filter):
-    """Drops the promotional lines of Lightning."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "Tip: For seamless" not in record.getMessage()
-
-
-def prepare(seed: int) -> None:
-    """Seed everything, one log line per message, a sensible number of threads for spawned processes."""
+def prepare() -> None:
+    """One log line per message, and a sensible number of threads for spawned processes."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, _local_world()))))
-    import lightning.pytorch as pl  # noqa: PLC0415 - after the environment, and not for --help
+    import lightning.pytorch  # noqa: F401, PLC0415 - adds its handlers now; not for --help
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).handlers.clear()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_NoTips())
+        logging.getLogger(name).handlers.clear()  # Hydra's handlers print each line once
+        logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no list of absent accelerators
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-    pl.seed_everything(seed, workers=True, verbose=False)
 
 
 def _local_world() -> int:

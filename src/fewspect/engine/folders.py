@@ -89,13 +89,17 @@ def restore(cfg: DictConfig, overrides: list[str], choices: list[str]) -> DictCo
     if not isinstance(saved, DictConfig):
         raise UserError(f"{cfg.run}/{CONFIG} is no config.", "Choose another run folder.")
     merged = OmegaConf.merge(saved, {key: cfg[key] for key in RUN_KEYS})
+    assert isinstance(merged, DictConfig)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
         if key in GROUPS and override not in choices:
             merged[key] = cfg[key]
+        elif key == "experiment" and override not in choices:
+            raise UserError(
+                f"{override}: run={cfg.run} has its recipe already.", "Use checkpoint=<file> instead of run=."
+            )
         elif key not in (*GROUPS, *RUN_KEYS, "experiment"):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
-    assert isinstance(merged, DictConfig)
     return merged
 
 

@@ -109,4 +109,4 @@ def finish(loggers: list[Logger], exit_code: int) -> None:
     """Close what stays open, with the state that dashboards show."""
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger":
-            logger.experiment.finish(exit_code=exit_code)
+            logger.experiment.finish(exit_code=exit_code)  # type: ignore[attr-defined]

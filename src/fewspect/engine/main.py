@@ -31,10 +31,9 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     if cfg.mode not in MODES:
         hint = f"{help.nearest(str(cfg.mode), MODES)} Choose one of: {', '.join(MODES)}."
         raise UserError(f"mode={cfg.mode} does not exist.", hint.strip())
-    environment.prepare(cfg.seed)
+    environment.prepare()
     if cfg.run:
         cfg = folders.restore(cfg, overrides, folders.recorded(Path(cfg.run)))
-        environment.prepare(cfg.seed)
     with ExitStack() as stack:
         if environment.is_first_process():
             stack.enter_context(folders.lock(folder))

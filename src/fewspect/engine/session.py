@@ -16,6 +16,7 @@ from fewspect.callbacks.nan_guard import NanGuard
 from fewspect.callbacks.panels import Panels
 from fewspect.callbacks.predictions import Predictions
 from fewspect.callbacks.record import FILE, Record, read_record, write_record
+from fewspect.data.module import DataModule
 from fewspect.engine import build, checkpoints, loggers, tables
 from fewspect.engine.front import Stopped
 from fewspect.methods.base import Method
@@ -32,7 +33,7 @@ class Session:
 
     tree: dict[str, Any]
     folder: Path
-    data: pl.LightningDataModule
+    data: DataModule
     method: Method
     trainer: pl.Trainer
     record: Record
@@ -70,7 +71,7 @@ def assemble(
     stage: Stage,
     *,
     curves: list[Logger],
-    data: pl.LightningDataModule,
+    data: DataModule,
     method: Method,
 ) -> Session:
     """Make callbacks and trainer.
@@ -94,7 +95,7 @@ def assemble(
         NanGuard(),
         Panels(folder=str(folder / "panels")),
     ]
-    callbacks += [RichProgressBar()] if sys.stdout.isatty() else [EpochLine()]
+    callbacks += [RichProgressBar()] if sys.stdout.isatty() else [EpochLine("train/loss", objective)]
     callbacks += [Predictions(folder=str(folder / "predictions"))] if stage == "predict" else []
     callbacks += [checkpoints.best(folder, objective, direction)]
     ours = {
@@ -143,16 +144,19 @@ def facts(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 class EpochLine(Callback):
-    """One log line per epoch where no progress bar can be drawn."""
+    """One log line per epoch where no progress bar can be drawn.
+
+    Args:
+        shown: Metrics to name.
+    """
+
+    def __init__(self, *shown: str) -> None:
+        self.shown = shown
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how far it is and what was measured."""
         del pl_module
         if trainer.is_global_zero:
-            shown = {
-                k: float(v)
-                for k, v in trainer.callback_metrics.items()
-                if k.startswith("val/") or k == "train/loss"
-            }
-            values = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
-            log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, values)
+            values = {k: trainer.callback_metrics[k] for k in self.shown if k in trainer.callback_metrics}
+            text = "  ".join(f"{k} {float(v):.4f}" for k, v in values.items())
+            log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, text)

@@ -6,29 +6,39 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+INTERVAL = "_ci95"
 Row = Mapping[str, str | int | float]
 
 
 def result(rows: Sequence[Row], totals: Mapping[str, float], title: str) -> Table:
-    """Rows per class and a last one with the totals; columns are the union of the rows' keys."""
+    """Rows per class, then the mean over classes (``m`` + column, else the column) with its interval."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "class"))
-    extra = [key for key in totals if key not in columns]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("class")
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(str(row.get("class", "")), *(cell(row.get(column)) for column in columns))
     table.add_section()
-    table.add_row("all", *(cell(totals.get(column)) for column in columns))
-    table.caption = "   ".join(f"{key} {cell(totals[key])}" for key in extra) or None
-    table.caption_justify = "left"
+    table.add_row("all", *(cell(totals.get(f"m{column}", totals.get(column))) for column in columns))
+    plain = {
+        k: v for k, v in totals.items() if "/" not in k and k not in columns and not k.endswith(INTERVAL)
+    }
+    table.caption = "   ".join(f"{k} {cell(v)}{interval(totals, k)}" for k, v in plain.items())
     return table
 
 
+def interval(totals: Mapping[str, float], key: str) -> str:
+    """Half width of the 95 % interval of a mean, where there is one."""
+    width = totals.get(f"{key}{INTERVAL}")
+    return "" if width is None else f" ± {width:.4f}"
+
+
 def cell(value: str | float | None) -> str:
-    """A number with four digits, anything else as it is."""
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    """A number with four digits (counts without), anything else as it is."""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
+    return "" if value is None else str(value)
 
 
 def show(rows: Sequence[Row], totals: Mapping[str, float], notes: Sequence[str], title: str) -> None:

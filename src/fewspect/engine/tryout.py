@@ -49,7 +49,8 @@ def one_batch(tree: dict[str, Any]) -> None:
         torch.stack(list(losses.values())).sum().backward()
         print("losses  " + "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items()))
     episode = next(iter(data.test_dataloader()))[0]
-    prediction = method.eval().evaluate_episode(episode)
+    with torch.inference_mode():
+        prediction = method.eval().predict_step([episode], 0)["predictions"][0]
     shown = {k: v for k in ("prob", "mask", "score") if (v := getattr(prediction, k)) is not None}
     print(f"test    {shapes(episode)}")
     print("answer  " + "  ".join(f"{k} {tuple(v.shape)}" for k, v in shown.items()))

@@ -24,9 +24,10 @@ class Method(pl.LightningModule):
     """Base of all methods.
 
     Class attributes:
-        task: What it does: ``segment``, ``classify``, ``detect``, ``reconstruct`` or ``generate``; the data must allow it.
-        fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing is
-            differentiated) or ``none`` (training is skipped).
+        task: What it does: ``segment``, ``classify``, ``detect``, ``reconstruct`` or ``generate``; the data
+            must allow it.
+        fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing
+            is differentiated) or ``none`` (training is skipped).
 
     Args:
         optimizer: Keyword arguments of ``optim.build``.
@@ -50,7 +51,8 @@ class Method(pl.LightningModule):
         self.seed = seed
         self.info = DataInfo()
 
-    # -- what a method gives ----------------------------------------------------------------------------------
+    # -- what a method gives
+    # ----------------------------------------------------------------------------------
 
     @abstractmethod
     def adapt(self, support: Support) -> State:
@@ -62,11 +64,15 @@ class Method(pl.LightningModule):
 
     def losses(self, batch: list[Episode]) -> dict[str, Tensor]:
         """``fit_kind=gradient``: return named scalars; the base sums them with ``loss_weights``."""
-        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient (fit_kind={self.fit_kind})")
+        raise NotImplementedError(
+            f"{type(self).__name__} is not trained by gradient (fit_kind={self.fit_kind})"
+        )
 
     def observe(self, batch: list[Episode]) -> None:
         """``fit_kind=single_pass``: take in one batch (memory bank, streaming covariance)."""
-        raise NotImplementedError(f"{type(self).__name__} does not learn in a single pass (fit_kind={self.fit_kind})")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not learn in a single pass (fit_kind={self.fit_kind})"
+        )
 
     def finish(self) -> None:
         """``fit_kind=single_pass``: conclude after the last batch (coreset, eigenvectors)."""
@@ -78,21 +84,23 @@ class Method(pl.LightningModule):
             UserError: The annotations do not allow this task.
         """
         if info.tasks and self.task not in info.tasks:
+            allowed = ", ".join(sorted(info.tasks))
             raise UserError(
-                f"{type(self).__name__} needs data for task '{self.task}', this data set allows {', '.join(sorted(info.tasks))}.",
-                "Choose another method, or add what is missing (python run.py mode=check data=… explains the folder).",
+                f"{type(self).__name__} is for task '{self.task}', this data set allows: {allowed}.",
+                "Choose another method or data set; mode=check explains a folder.",
             )
         self.info = info
 
-    # -- what the base gives ----------------------------------------------------------------------------------
+    # -- what the base gives
+    # ----------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: list[Episode], batch_idx: int) -> None:
-        """Make training noise a function of (seed, epoch, batch, rank): a resumed run draws the same dropout."""
+        """Make noise a function of (seed, epoch, batch, rank): a resumed run draws the same dropout."""
         del batch
         torch.manual_seed(draws.key(self.seed, "noise", self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Tensor] | None:
-        """Sum the weighted losses and log every part (or observe the batch); the parts go on to the callbacks."""
+        """Sum the weighted losses and log every part, or observe the batch."""
         del batch_idx
         if self.fit_kind == "single_pass":
             return self.observe(batch)
@@ -115,18 +123,21 @@ class Method(pl.LightningModule):
         optimizer, schedule = optim.build(self.named_parameters(), steps, **self.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # -- checkpoints: tensors and plain values, without what is frozen -----------------------------------------
+    # -- checkpoints: tensors and plain values, without what is frozen
+    # -----------------------------------------
 
     def frozen_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (dotted name, module) of the parts that never change and are not written into checkpoints."""
         yield from ((name, part) for name, part in self.named_modules() if getattr(part, "frozen", False))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen parts out (22 MB instead of 368 MB for SOFS) and note their digest and the data's classes."""
+        """Leave frozen parts out (SOFS: 22 MB, not 368), note their digest and the data's classes."""
         frozen = dict(self.frozen_parts())
         prefixes = tuple(f"{name}." for name in frozen)
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not (prefixes and k.startswith(prefixes))}
+        checkpoint["state_dict"] = {
+            k: v for k, v in state.items() if not (prefixes and k.startswith(prefixes))
+        }
         info = asdict(self.info) | {"tasks": sorted(self.info.tasks)}
         checkpoint["fewspect"] = {"info": info, "frozen": {k: digest(m) for k, m in frozen.items()}}
 
@@ -140,7 +151,8 @@ class Method(pl.LightningModule):
         for name, part in self.frozen_parts():
             if name in noted and noted[name] != digest(part):
                 raise UserError(
-                    f"The checkpoint was trained with another {name} (weights {noted[name][:12]}, now {digest(part)[:12]}).",
+                    f"The checkpoint was trained with another {name}: weights {noted[name][:12]}, "
+                    f"now {digest(part)[:12]}.",
                     "Choose the backbone and weights of that run (see its config.yaml), or train again.",
                 )
             checkpoint["state_dict"] |= {f"{name}.{k}": v for k, v in part.state_dict().items()}

@@ -53,7 +53,8 @@ def build(
 def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) -> Callable[[int], float]:
     """Return the factor on the learning rate before step ``s`` (0-based), i = s + 1 in 1..T.
 
-    ``poly``: (1 - i/T)^power, so the last step has rate 0 (HDMNet, SOFS); ``cosine``: half a cosine from 1 to 0.
+    ``poly``: (1 - i/T)^power, so the last step has rate 0 (HDMNet, SOFS); ``cosine``: half a cosine from 1 to
+    0.
     """
     decays: dict[str, Callable[[float], float]] = {
         "constant": lambda _: 1.0,
@@ -61,7 +62,9 @@ def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) ->
         "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * min(1.0, x))),
     }
     if schedule not in decays:
-        raise UserError(f"method.optim.schedule={schedule} is not known.", f"Choose one of {', '.join(decays)}.")
+        raise UserError(
+            f"method.optim.schedule={schedule} is not known.", f"Choose one of {', '.join(decays)}."
+        )
 
     def at(step: int) -> float:
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -78,7 +81,9 @@ def _grouped(
     for name, parameter in named:
         if parameter.requires_grad:
             grouped[next((p for p in prefixes if name.startswith(p)), "")].append(parameter)
-    out = [{"params": ps, "lr": lr * factors.get(k, 1.0), "name": k or "rest"} for k, ps in grouped.items() if ps]
+    out = [
+        {"params": ps, "lr": lr * factors.get(k, 1.0), "name": k or "rest"} for k, ps in grouped.items() if ps
+    ]
     if not out:
         raise UserError("The method has no trainable parameter.", "Use mode=test, or unfreeze something.")
     return out

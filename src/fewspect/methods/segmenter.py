@@ -1,8 +1,9 @@
 """Task base of the few-shot segmenters: from a network that answers square crops to masks of whole images.
 
-A concrete segmenter gives ``adapt(support)`` and ``predict(images (Q, 3, side, side), state) -> Prediction.prob (Q, side,
-side)``. This base cuts the query into windows (or takes it whole), merges the answers, decides, measures and hands
-episodes with predictions to the callbacks. Empty supports make it an anomaly detector with the same code.
+A concrete segmenter gives ``adapt(support)`` and ``predict(images (Q, 3, side, side), state) ->
+Prediction.prob (Q, side, side)``. This base cuts the query into windows (or takes it whole), merges the
+answers, decides, measures and hands episodes with predictions to the callbacks. Empty supports make it an
+anomaly detector with the same code.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,8 @@ class Sliding:
         overlap: Share of a window that it has in common with its neighbour, 0 (as published) to below 1.
         windows_per_batch: Windows answered at once; bounds the memory.
         threshold: A pixel is defective when its probability is above this.
-        merge: ``mean`` averages probabilities; ``vote`` averages hard maps without a further threshold (original).
+        merge: ``mean`` averages probabilities; ``vote`` averages hard maps without a further threshold
+            (original).
         upsample: ``prob`` resizes probabilities; ``hard`` resizes decisions and cuts at 0.9 (original).
     """
 
@@ -59,7 +61,9 @@ class Segmenter(Method):
     def setup_data(self, info: DataInfo) -> None:
         """Build the metrics: IoU of the class, or detection metrics when the supports are all normal."""
         super().setup_data(info)
-        self.metrics = nn.ModuleDict({f"{split}_suite": suite(self.task, info.detect) for split in ("val", "test")})
+        self.metrics = nn.ModuleDict(
+            {f"{split}_suite": suite(self.task, info.detect) for split in ("val", "test")}
+        )
 
     def segment(self, image: Tensor, state: State, *, whole: bool = False) -> Prediction:
         """Answer one image at its own size.
@@ -70,8 +74,9 @@ class Segmenter(Method):
             whole: Resize the image to the network's side instead of sliding a window over it.
 
         Returns:
-            ``prob`` and ``mask`` (1, H, W), ``score`` (1,) = highest probability. With ``merge=vote``, ``extra["votes"]``
-            (1, H, W) holds the original's fractional votes, which are counted by its own rule.
+            ``prob`` and ``mask`` (1, H, W), ``score`` (1,) = highest probability. With ``merge=vote``,
+            ``extra["votes"]`` (1, H, W) holds the original's fractional votes, which are counted by its own
+            rule.
         """
         height, width = image.shape[-2:]
         size = max(height, width) if whole else self.sliding.crop_size
@@ -137,7 +142,9 @@ class Segmenter(Method):
         assert prob is not None, f"{type(self).__name__}.predict gave no prob"
         return prob.float()  # (windows, side, side)
 
-    def _merge(self, into: windows.Merger, box: tuple[int, int, int, int], prob: Tensor, *, hard: bool) -> None:
+    def _merge(
+        self, into: windows.Merger, box: tuple[int, int, int, int], prob: Tensor, *, hard: bool
+    ) -> None:
         top, bottom, left, right = box
         height, width = bottom - top, right - left
         valid = windows.fit_size(height, width, self.sliding.side)

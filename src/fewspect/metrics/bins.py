@@ -52,7 +52,7 @@ def histogram(bins: Tensor, where: Tensor) -> Tensor:
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Label the regions of a boolean (H, W) mask under 8-neighbourhood from 1 on; also return their number."""
+    """Label the regions of a boolean (H, W) mask under 8-neighbourhood from 1 on, and count them."""
     label = np.zeros(mask.shape, dtype=np.int32)
     return label, int(ndimage.label(mask, structure=EIGHT_NEIGHBOURS, output=label))  # type: ignore[arg-type]
 

@@ -75,6 +75,7 @@ class PixelRanking(_Ranking):
     """Pixel AUROC, AP, best F1 and AUPRO from binned ``prob`` (Q, H, W); 255 in the mask does not count."""
 
     kind = "pixel"
+    bins: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,6 +133,7 @@ class ImageRanking(_Ranking):
     """Image AUROC, AP and best F1 from raw ``score`` (Q,), or the maximum of ``prob`` where there is none."""
 
     kind = "image"
+    scores: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from fewspect.types import Episode
@@ -63,6 +64,7 @@ class RowMetric(Metric):
 
     higher_is_better = True
     full_state_update = False
+    names: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()

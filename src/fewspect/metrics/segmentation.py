@@ -136,6 +136,8 @@ class SegmentationCounts(RowMetric):
     Reads ``extra["votes"]`` (Q, H, W) if present (parity counting), else ``mask``, else ``prob >= 0.5``.
     """
 
+    rows: list[Tensor]
+
     def __init__(self, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> None:
         super().__init__()
         self.seed, self.bootstraps = seed, bootstraps

@@ -32,30 +32,34 @@ class Suite(nn.Module):
         super().__init__()
         self.metrics = nn.ModuleList(metrics)
 
+    def parts(self) -> list[RowMetric]:
+        """The metrics with their type."""
+        return [metric for metric in self.metrics if isinstance(metric, RowMetric)]
+
     def update(self, prediction: Prediction, episode: Episode) -> None:
         """Count the Q queries of one episode."""
-        for metric in self.metrics:
+        for metric in self.parts():
             metric.update(prediction, episode)
 
     def compute(self) -> dict[str, Tensor]:
         """All values, gathered over processes (every process must call this); undefined ones are absent."""
-        return {key: value for metric in self.metrics for key, value in metric.compute().items()}
+        return {key: value for metric in self.parts() for key, value in metric.compute().items()}
 
     def table(self) -> list[dict[str, str | int | float]]:
         """One row per class or product (key ``class``) of the last ``compute``."""
         rows: dict[str, dict[str, str | int | float]] = {}
-        for metric in self.metrics:
+        for metric in self.parts():
             for row in metric.table:
                 rows.setdefault(str(row["class"]), {}).update(row)
         return [rows[name] for name in sorted(rows)]
 
     def notes(self) -> list[str]:
         """What the last ``compute`` left out, one sentence each."""
-        return [note for metric in self.metrics for note in metric.notes]
+        return [note for metric in self.parts() for note in metric.notes]
 
     def reset(self) -> None:
         """Forget everything."""
-        for metric in self.metrics:
+        for metric in self.parts():
             metric.reset()
 
 

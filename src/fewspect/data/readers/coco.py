@@ -157,7 +157,7 @@ def _regions(
         return []
     if len(box) == 4 and box_as_mask:
         return [Region("box", points=(box,))]
-    report(where, "no-segmentation", "has no segmentation; data.box_as_mask=true would use its box")
+    report(where, "no-segmentation", "has no segmentation; data.reader.box_as_mask=true would use its box")
     return []
 
 

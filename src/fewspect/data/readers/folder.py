@@ -120,7 +120,8 @@ def read(
     elif chosen in READERS:
         index = _indexed(*READERS[chosen](base, options), class_names if mask_type == "index" else ())
     else:
-        raise UserError(f"data.layout={chosen} does not exist", f"Choose auto, mvtec, {', '.join(READERS)}.")
+        known = f"Choose auto, mvtec, {', '.join(READERS)}."
+        raise UserError(f"data.reader.layout={chosen} does not exist", known)
     index = finish(index, white_level=white_level, max_pixels=max_pixels)
     if fold is not None:
         test_classes = fold_classes(index.classes, fold, folds)

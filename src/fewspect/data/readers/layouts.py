@@ -53,7 +53,7 @@ def choose(found: dict[str, str], base: Path) -> str:
         raise UserError(f"{base}: no known layout ({images} images at the top; found: {inside})", hint)
     evidence = "; ".join(f"{name} ({why})" for name, why in found.items())
     raise UserError(
-        f"{base}: several layouts fit: {evidence}", f"Set data.layout to one of {', '.join(found)}."
+        f"{base}: several layouts fit: {evidence}", f"Set data.reader.layout to one of {', '.join(found)}."
     )
 
 

@@ -115,7 +115,7 @@ def pair(
     orphans = [m for m in (found.images if found else ()) if m not in used]
     problems += [Problem(str(m), "orphan-mask", "mask without image", "warning") for m in orphans]
     if listed.deeper:
-        detail = f"{listed.deeper} images in sub-folders left out; data.recursive=true reads them"
+        detail = f"{listed.deeper} images in sub-folders left out; data.reader.recursive=true reads them"
         problems.append(Problem(str(images), "sub-folders", detail, "notice"))
     return pairs, problems
 
@@ -141,7 +141,7 @@ def index_regions(
     present = [v for v in values if v not in (0, VOID)]
     if len(present) > SMALL_VALUES or any(v < 0 for v in present):
         detail = (
-            f"{len(present)} values up to {max(present)}: not a mask of class indices; data.mask_type=binary?"
+            f"{len(present)} values up to {max(present)}: no class indices; data.reader.mask_type=binary?"
         )
         return {}, [Problem(str(mask), "bad-mask", detail)]
     if class_names is not None and (unknown := [v for v in present if v > len(class_names)]):

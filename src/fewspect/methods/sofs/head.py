@@ -6,7 +6,6 @@ Q queries, L layers, N = h * w cells, C backbone width, R reduced width, E embed
 with foreground.
 """
 
-from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -15,62 +14,12 @@ from torch import Tensor, nn
 
 from fewspect.backbones.base import Features
 from fewspect.errors import UserError
+from fewspect.methods.sofs.state import Segmentation, SupportState
 from fewspect.nn import prototype as match
 from fewspect.nn.attention import Block
 
 Trace = dict[str, Tensor]
 """Intermediate results by name, filled on request."""
-
-
-@dataclass(frozen=True, slots=True)
-class SupportState:
-    """All that a query needs to know of its support; tensors only.
-
-    Attributes:
-        unit: Per layer (B, S, N, C): unit-length backbone features.
-        intensity: (B, S, N): foreground share m of every cell.
-        count: (B, S): multiplicity of each view; 0 = padding.
-        share: (B, S): weight of each view in a mean over views, sums to 1 (or 0 without any).
-        bias: (B, E): what the mean prototype gq adds in the query merge.
-        key: (B, J, E): unit-length support features after attention, cells with foreground only.
-        key_mask: (B, J): their foreground shares.
-        value: (B, J, E): their weighted features.
-        classifier: (B, E): the prototype z.
-        foreground: (B,) bool: any foreground pixel in any view; without, the abnormality map is the answer.
-    """
-
-    unit: tuple[Tensor, ...]
-    intensity: Tensor
-    count: Tensor
-    share: Tensor
-    bias: Tensor
-    key: Tensor
-    key_mask: Tensor
-    value: Tensor
-    classifier: Tensor
-    foreground: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SupportState":
-        """Return a copy whose tensors live on ``device``."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if f.name != "unit"
-        }
-        return replace(self, unit=tuple(u.to(device, non_blocking=non_blocking) for u in self.unit), **moved)
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """Answer on the feature grid.
-
-    Attributes:
-        logits: (B, Q, h, w): foreground logit; exactly 0 without support foreground (prototype classifier).
-        abnormal: (B, Q, h, w): 1 - similarity to the most similar normal cell, maximum over layers (2.6).
-    """
-
-    logits: Tensor
-    abnormal: Tensor
 
 
 class Head(nn.Module):
@@ -143,9 +92,10 @@ class Head(nn.Module):
             count: (B, S) multiplicity of each view, 0 = padding; default: all 1.
             trace: Filled with intermediate results.
         """
-        count = mask.new_ones(mask.shape[:2], dtype=torch.float32) if count is None else count.float()
+        ones = mask.new_ones(mask.shape[:2], dtype=torch.float32)
+        count = ones if count is None else count.float()
         m = match.intensity(mask, features.grid, self.mask_downsample).flatten(2)  # (B, S, N)
-        m = m * (count > 0)[..., None]
+        m = m * count.gt(0)[..., None]
         share = self._share(m, count)  # (B, S)
         layers = torch.stack([match.masked_mean(t.float(), m) for t in features.tokens], 2)  # (B, S, L, C)
         projected = self._project(self.reduce.down_prototype, layers.flatten(2)[:, :, None])  # g (B, S, 1, R)

@@ -1,8 +1,9 @@
-"""SOFS as a method: frozen backbone, re-correction head trained on episodes, nothing to train for a new defect.
+"""SOFS as a method: frozen backbone, a head trained on episodes, nothing to train for a new defect.
 
-"Small Object Few-shot Segmentation for Vision-based Industrial Inspection", arXiv 2407.21351. Supports with a defect make it a
-few-shot segmenter; supports without any make it a few-shot anomaly detector (the abnormality map of section 2.6 of our
-specification, without learned weights); both together give segmentation that also knows what is normal.
+"Small Object Few-shot Segmentation for Vision-based Industrial Inspection", arXiv 2407.21351. Supports with a
+defect make it a few-shot segmenter; supports without any make it a few-shot anomaly detector (the abnormality
+map of section 2.6 of our specification, without learned weights); both together give segmentation that also
+knows what is normal.
 
 Example:
     >>> method = SOFS(Tiny(), head={"reduce_dim": 64, "embed_dim": 64})
@@ -11,6 +12,7 @@ Example:
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +22,17 @@ from torch import Tensor
 from fewspect.backbones.base import Backbone
 from fewspect.errors import UserError
 from fewspect.methods.segmenter import Segmenter
+from fewspect.methods.sofs.checkpoint import load_official
 from fewspect.methods.sofs.loss import cell_target, losses
 from fewspect.methods.sofs.net import SofsNet, SupportState
 from fewspect.types import Episode, Prediction, Support
 
-ORIGINAL_HEAD = {"shot_average": "all", "fusion_norm": False, "abnormal_prior": True, "mask_downsample": "area"}
+ORIGINAL_HEAD = {
+    "shot_average": "all",
+    "fusion_norm": False,
+    "abnormal_prior": True,
+    "mask_downsample": "area",
+}
 ORIGINAL_EVALUATION = {"merge": "vote", "upsample": "hard", "overlap": 0.0, "threshold": 0.5}
 
 
@@ -33,7 +41,8 @@ class SOFS(Segmenter):
 
     Args:
         backbone: Feature extractor with layers of one width; frozen as published.
-        parity: Overrule every choice of ``head`` and ``evaluate`` where the original differs, counting rule included.
+        parity: Overrule every choice of ``head`` and ``evaluate`` where the original differs, counting rule
+            included.
         head: Options of ``net.Head``.
         loss: ``dice_weight``, ``ce_weight``, ``eta`` and ``target_threshold`` (section 3).
         options: See ``Segmenter`` and ``Method``.
@@ -71,11 +80,26 @@ class SOFS(Segmenter):
         """Foreground probability (Q, side, side) of network-ready queries (Q, 3, side, side)."""
         return Prediction(prob=self.net(images[None], state)[0])
 
+    @property
+    def ready(self) -> bool:
+        """Anomaly detection (normal supports only) uses no learned weight of the head."""
+        return self.info.detect
+
+    def load_foreign(self, path: Path) -> None:
+        """Load a checkpoint of the original: ``SOFS_model.pth``, names of 2.0.
+
+        Raises:
+            UserError: Names or shapes do not fit; all of them are listed.
+        """
+        load_official(path, self.net)
+
     def losses(self, batch: list[Episode]) -> dict[str, Tensor]:
-        """Mixed normal Dice and cross-entropy at the feature grid, for a batch of episodes in one backbone pass."""
+        """Mixed normal Dice and cross-entropy at the feature grid; one backbone pass for the batch."""
         query = torch.stack([e.query_image for e in batch])  # (B, Q, 3, H, W)
         truth = torch.stack([e.query_mask for e in batch])  # (B, Q, H, W)
-        image, mask, count = (_stack([getattr(e, f"support_{k}") for e in batch]) for k in ("image", "mask", "count"))
+        image, mask, count = (
+            _stack([getattr(e, f"support_{k}") for e in batch]) for k in ("image", "mask", "count")
+        )
         logits = self.net.training_logits(query, image, mask, count)  # (B, Q, h, w)
         target = cell_target(truth, (logits.shape[-2], logits.shape[-1]), self.target_threshold)
         return losses(logits, target, self.eta)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fewspect.backbones.base import Backbone, Features
-from fewspect.methods.sofs.head import Head, Segmentation, SupportState, Trace
+from fewspect.methods.sofs.head import Head, Trace
+from fewspect.methods.sofs.state import Segmentation, SupportState
 
 __all__ = ["Head", "Segmentation", "SofsNet", "SupportState", "Trace"]
 

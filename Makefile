@@ -1,0 +1,48 @@
+# make demo   set up .venv from requirements.lock and run the main job on synthetic data
+# make test   set up and run every test;  make test-fast leaves out the slow ones
+# make lint   ruff and pyright;  make lock  pin the current dependencies;  make clean
+# make wandb-sync   send what logger=wandb kept offline
+
+PYTHON ?= python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+UV     := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
+
+.PHONY: demo test test-fast setup lint lock wandb-sync clean
+
+demo: setup
+	$(PY) run.py
+
+test: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
+	$(UV) pip install --python $(PY) --requirement requirements.lock
+	$(UV) pip install --python $(PY) --no-deps --editable .
+	$(PY) .ci/verify.py requirements.lock
+	touch $@
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+lock: setup
+	( echo "# Every package of the tested environment, exactly. Made by 'make lock'; pyproject.toml says why each one is needed."; \
+	  $(UV) pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --extra wandb --extra dev pyproject.toml ) > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+wandb-sync: setup
+	find logs -type d -name 'offline-run-*' -exec $(VENV)/bin/wandb sync {} +
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage build src/*.egg-info
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Benchmarks of Fewspect: ratios measured in one run, never asserted. ``python benchmarks/run.py``."""

@@ -1,0 +1,102 @@
+"""The command line from outside: quick help, kind mistakes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from cli import ROOT, environment, run
+
+PROBE = """
+import sys, runpy
+sys.argv = ["run.py", *{arguments!r}]
+try:
+    runpy.run_path({path!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print(sorted({{"torch", "lightning", "torchvision", "wandb", "timm"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_need_no_torch(arguments, tmp_path):
+    code = PROBE.format(arguments=arguments, path=str(ROOT / "run.py"))
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.rstrip().endswith("[]")
+    assert time.perf_counter() - begin < 10  # about one second on an idle machine
+
+
+def test_help_lists_every_choice(tmp_path):
+    out = run("--help", cwd=tmp_path).stdout
+    for group in ("method", "data", "backbone", "trainer", "logger", "experiment"):
+        for file in (ROOT / "conf" / group).glob("*.yaml"):
+            line = next(x for x in out.splitlines() if x.strip().split(" ")[0] == file.stem)
+            assert len(line.split()) > 2, f"{file} has no headline"
+    for mode in ("train", "test", "predict", "check"):
+        assert mode in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (["method=soffs"], "method=soffs does not exist", "Did you mean sofs?"),
+        (["data=visio"], "data=visio does not exist", "Did you mean vision?"),
+        (["backbone=tini"], "backbone=tini does not exist", "Did you mean tiny?"),
+        (["trainer=gpus"], "trainer=gpus does not exist", "Did you mean gpu?"),
+        (["metod=sofs"], "no option metod", "Did you mean method?"),
+        (["data.shots=5"], "no option data.shots", "Did you mean data.shot?"),
+        (["sed=1"], "no option sed", "Did you mean seed?"),
+        (
+            ["method.head.reduce_dims=3"],
+            "no option method.head.reduce_dims",
+            "Did you mean method.head.reduce_dim?",
+        ),
+        (["seed=["], "Cannot read the argument", "quote"),
+        (["nonsense"], "Cannot read the argument", "data.shot=5"),
+        (["run=nowhere", "mode=test"], "no such folder", "logs/"),
+        (["resume=true"], "needs the folder", "run="),
+        (["mode=trian"], "mode=trian does not exist", "Did you mean train?"),
+    ],
+)
+def test_mistakes_are_two_lines(arguments, says, hint, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("Error: ")
+    assert says in lines[0]
+    assert hint in lines[1]
+    assert "+" not in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data.shot=abc"], "data.shot='abc'"),
+        (["data=folder"], "data.root must be given"),
+        (["+trainer.max_epoch=3"], "trainer.max_epoch"),
+        (["seed=x"], "seed='x'"),
+        (["checkpoint=no.ckpt", "mode=test"], "no.ckpt"),
+        (["mode=predict"], "trained weights"),
+    ],
+)
+def test_wrong_values_are_found_before_anything_is_built(arguments, says, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("mode=trian", "debug=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
