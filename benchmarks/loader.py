@@ -41,8 +41,8 @@ def measure(*, quick: bool) -> Report:
         what=f"Training episodes (1-shot, 4 views per support, augmented) of the toy data at {SIDE} px from "
         "files to batches; drawing toy pictures.",
         how=f"Batches of {BATCH}, one pass over the training episodes without the first {WARM_UP} batches. "
-        "An episode reads two images with their masks and gives up to five augmented views. The factory draws "
-        "all products and defects in turn in one process.",
+        "An episode reads two images with their masks and gives up to five augmented views. The factory "
+        "draws all products and defects in turn in one process.",
         figures=figures,
         notes=["The reader decodes PNG from the page cache; nothing consumes the batches meanwhile."],
     )

@@ -61,6 +61,7 @@ def run_case(case: str, side: int) -> dict:
     query = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
     before = peak()
     taken, prediction = subject.seconds(lambda: predictor(query, state))
+    assert prediction.prob is not None
     whole = prediction.prob.shape == (1, side, side) and bool(prediction.prob.isfinite().all())
     number = len(tile(side, side, method.sliding.crop_size, method.sliding.overlap))
     weights = subject.tiny_weights() if case == "tiny" else "random weights"

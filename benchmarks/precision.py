@@ -37,11 +37,12 @@ def measure(*, quick: bool) -> Report:
         episodes = len(data.dataset("test"))
     return Report(
         title="bfloat16 autocast",
-        what="The same method under `torch.autocast(bfloat16)` and in float32. Normalisation, cosines and fusion "
-        "stay in float32 in both.",
+        what="The same method under `torch.autocast(bfloat16)` and in float32. Normalisation, cosines and "
+        "fusion stay in float32 in both.",
         how=f"Toy test set ({episodes} episodes of unseen defect classes, 128 px): tiny with "
         f"{subject.tiny_weights()}, head trained for {steps} steps; the precisions in turn on every "
-        f"episode. ViT-S/14 at {side} px: random weights, untrained head, two windows, cached 1-shot support.",
+        f"episode. ViT-S/14 at {side} px: random weights, untrained head, two windows, support of 4 views "
+        "cached.",
         figures=figures,
         notes=[
             f"This processor {'has' if _native() else 'lacks'} bfloat16 instructions; without them the time "

@@ -23,7 +23,8 @@ INTRO = """# Benchmarks
 Measured by `python benchmarks/run.py` (`--only NAME` measures one section again, `--quick` tries everything
 with tiny sizes and writes nothing). Each number was taken in one run on the machine named in its section;
 what carries over to another machine is the ratio, not the seconds. "Required" is what we hold ourselves to;
-no test asserts a time. Speed does not depend on the values of weights, so large backbones run with random ones.
+no test asserts a time. Speed does not depend on the values of weights, so large backbones run with random
+ones.
 """
 
 

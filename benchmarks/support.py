@@ -103,7 +103,8 @@ def _case(net: SofsNet, case: Case) -> tuple[list[Figure], str]:
     series = ", ".join(f"{w}: {share[w]:.3f}" for w in sorted(share))
     note = (
         f"{name}: cached {times.cached:.1f} s, of which support {times.encode:.1f} s; re-encoded "
-        f"{times.fresh:.1f} s. E = {support / 1e9:.0f} GFLOP for the support, S = {window / 1e9:.0f} GFLOP per window; "
+        f"{times.fresh:.1f} s. E = {support / 1e9:.0f} GFLOP for the support, S = {window / 1e9:.0f} GFLOP "
+        "per window; "
         f"cached / re-encoded operations by number of windows: {series}."
     )
     return figures, note

@@ -50,6 +50,7 @@ class Method(pl.LightningModule):
         self.loss_weights = dict(loss_weights or {})
         self.seed = seed
         self.info = DataInfo()
+        self.automatic_optimization = self.fit_kind == "gradient"  # without: no loss is expected, no optimiser
 
     # -- what a method gives
     # ----------------------------------------------------------------------------------
@@ -110,9 +111,10 @@ class Method(pl.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
         return {"loss": total, **{k: v.detach() for k, v in parts.items()}}
 
-    def on_train_epoch_end(self) -> None:
-        """Conclude a single pass."""
-        if self.fit_kind == "single_pass":
+    def on_train_batch_end(self, outputs: object, batch: list[Episode], batch_idx: int) -> None:
+        """Conclude a single pass with its last batch: before validation and checkpoints see the method."""
+        del outputs, batch, batch_idx
+        if self.fit_kind == "single_pass" and self.trainer.is_last_batch:
             self.finish()
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of formats
@@ -159,8 +161,8 @@ class Method(pl.LightningModule):
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's tensors; tells frozen weights apart."""
-    sha = hashlib.sha256()
+    """SHA-256 over names and values of a module's tensors and a backbone's choice of layers."""
+    sha = hashlib.sha256(repr(getattr(module, "layers", ())).encode())
     for name, value in sorted(module.state_dict().items()):
         sha.update(name.encode())
         sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)

@@ -21,6 +21,9 @@ from fewspect.nn.attention import Block
 Trace = dict[str, Tensor]
 """Intermediate results by name, filled on request."""
 
+PUBLISHED_DIM, HEAD_DIM = 256, 64
+"""Widths R = E of the published head and of each of its attention heads."""
+
 
 class Head(nn.Module):
     """Feature re-correction head (2.7).
@@ -28,9 +31,9 @@ class Head(nn.Module):
     Args:
         layers: Number of backbone layers L.
         width: Backbone width C.
-        reduce_dim: Width R after the first projections.
-        embed_dim: Width E of the attention blocks.
-        heads: Attention heads.
+        reduce_dim: Width R after the first projections; None = 256 as published, or ``width`` if smaller.
+        embed_dim: Width E of the attention blocks; None likewise.
+        heads: Attention heads; None = heads of width 64, as published.
         depth: Attention blocks.
         temperature: Of the fusion.
         prior_scale: Factor on both priors.
@@ -50,9 +53,9 @@ class Head(nn.Module):
         layers: int,
         width: int,
         *,
-        reduce_dim: int = 256,
-        embed_dim: int = 256,
-        heads: int = 4,
+        reduce_dim: int | None = None,
+        embed_dim: int | None = None,
+        heads: int | None = None,
         depth: int = 2,
         temperature: float = 0.1,
         prior_scale: float = 10.0,
@@ -65,6 +68,9 @@ class Head(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        reduce_dim = reduce_dim or min(PUBLISHED_DIM, width)
+        embed_dim = embed_dim or min(PUBLISHED_DIM, width)
+        heads = heads or max(1, embed_dim // HEAD_DIM)
         if embed_dim % heads:
             raise UserError(
                 f"sofs: embed_dim {embed_dim} is not a multiple of heads {heads}.", "Change one of them."

@@ -13,7 +13,7 @@ Example:
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +21,23 @@ from torch import Tensor
 
 from fewspect.backbones.base import Backbone
 from fewspect.errors import UserError
-from fewspect.methods.segmenter import Segmenter
+from fewspect.methods import optim
+from fewspect.methods.segmenter import Segmenter, Sliding
 from fewspect.methods.sofs.checkpoint import load_official
+from fewspect.methods.sofs.head import Head
 from fewspect.methods.sofs.loss import cell_target, losses
 from fewspect.methods.sofs.net import SofsNet, SupportState
 from fewspect.types import Episode, Prediction, Support
 
 ORIGINAL_HEAD = {
+    "channel_dropout": 0.5,
+    "dropout": 0.1,
     "shot_average": "all",
     "fusion_norm": False,
     "abnormal_prior": True,
     "mask_downsample": "area",
 }
+ORIGINAL_LOSS = {"dice_weight": 1.0, "ce_weight": 0.01, "target_threshold": 0.1}
 ORIGINAL_EVALUATION = {"merge": "vote", "upsample": "hard", "overlap": 0.0, "threshold": 0.5}
 
 
@@ -48,6 +53,8 @@ class SOFS(Segmenter):
         options: See ``Segmenter`` and ``Method``.
     """
 
+    schema: ClassVar = {"head": Head, "evaluate": Sliding, "optimizer": optim.build}
+
     def __init__(
         self,
         backbone: Backbone,
@@ -59,9 +66,10 @@ class SOFS(Segmenter):
     ) -> None:
         weights = dict(loss or {})
         if parity:
+            weights |= ORIGINAL_LOSS
             head = {**(head or {}), **ORIGINAL_HEAD}
             options["evaluate"] = {**(options.get("evaluate") or {}), **ORIGINAL_EVALUATION}
-        parts = {"dice": weights.pop("dice_weight", 1.0), "ce": weights.pop("ce_weight", 0.01)}
+        parts = {"dice": weights.pop("dice_weight", 1.0), "ce": weights.pop("ce_weight", 0.5)}
         super().__init__(loss_weights=parts, **options)
         self.eta = float(weights.pop("eta", 1.0))
         self.target_threshold = float(weights.pop("target_threshold", 0.1))
@@ -92,6 +100,7 @@ class SOFS(Segmenter):
             UserError: Names or shapes do not fit; all of them are listed.
         """
         load_official(path, self.net)
+        self.net.head.fusion_norm = False  # its weights were trained without
 
     def losses(self, batch: list[Episode]) -> dict[str, Tensor]:
         """Mixed normal Dice and cross-entropy at the feature grid; one backbone pass for the batch."""
