@@ -19,8 +19,8 @@ from fewspect.types import Prediction
 LIMIT = 0.5
 """Points of IoU."""
 
-STEPS, QUICK_STEPS, BATCH = 150, 5, 4
-LEARNING = {"name": "adamw", "lr": 5e-4, "schedule": "poly"}
+STEPS, QUICK_STEPS, BATCH = 60, 5, 4
+LEARNING = {"name": "adamw", "lr": 1e-3, "schedule": "poly"}
 PRECISIONS = ("float32", "bfloat16")
 
 

@@ -240,9 +240,8 @@ def test_half_precision_stays_close(ready, name):
 @LEARNING
 def test_episodes_of_a_batch_do_not_mix(parts, name):
     """Different numbers of views are filled up with views of count 0, whatever those show."""
-    data, method = parts(name)
-    full = [data.dataset("train")[i] for i in range(3)]
-    assert all(len(e.support_count) == 4 for e in full)
+    data, method = parts(name, "data.crop_size=32")
+    full = [e for e in data.dataset("train") if len(e.support_count) == 4][:3]
     short = [first_views(e, n) for e, n in zip(full, (1, 4, 2), strict=True)]
     by_hand = [filled(e, 4) for e in short]
     with torch.no_grad():
@@ -414,7 +413,7 @@ def test_a_single_pass_sees_every_batch_and_concludes_before_it_is_judged(tmp_pa
     fit.fit(method, loader(8), loader(2))
     batches = [[0, 1], [2, 3], [4, 5], [6, 7]][:limit]
     assert method.events == [*batches, "finish", "validated"] * 2
-    assert fit.optimizers == []
+    assert fit.global_step == 0, "something was optimised"
     assert watch.seen[0].sum() > 0, "the state saved at the end of the epoch lacks what was concluded"
 
 

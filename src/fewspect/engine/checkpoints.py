@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from fewspect.engine.folders import BEST, CHECKPOINTS, LAST, PREVIOUS
 from fewspect.engine.front import Stopped
 from fewspect.errors import UserError
+from fewspect.methods.base import Method
 
 MINUTES = 10.0
 """Longest time between two saved states inside an epoch."""
@@ -164,6 +165,27 @@ def resume_point(folder: Path) -> tuple[Path | None, str]:
     if present:
         raise UserError(f"{present[0]} is damaged.", "Start a new run; this one cannot be continued.")
     return None, "There is no checkpoint yet: the run starts over."
+
+
+def own_or_loaded(path: Path | None, method: Method) -> Path | None:
+    """Return a checkpoint of ours for the Trainer; load one of another program into the method.
+
+    Raises:
+        UserError: The file is no checkpoint, or the method does not know its format.
+    """
+    if path is None:
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torn zip, pickled code: many types
+        raise UserError(
+            f"checkpoint={path}: no readable checkpoint of tensors and plain values.",
+            "Copy the file again; pickled code is never loaded.",
+        ) from error
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
+        return path
+    method.load_foreign(path)
+    return None
 
 
 def readable(path: Path) -> bool:

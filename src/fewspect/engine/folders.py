@@ -23,6 +23,9 @@ RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
 GROUPS = ("method", "data", "backbone", "trainer", "logger")
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
+DINOV2 = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2_vitl14"}
+"""Width of an official checkpoint's class token -> the backbone it belongs to."""
+
 
 def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) -> str:
     """Name the folder of a run (resolver ``run_folder`` of conf/hydra)."""
@@ -35,6 +38,8 @@ def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) ->
 def with_choices_of_run(arguments: list[str]) -> list[str]:
     """Put the recorded overrides of ``run=<folder>`` before the typed ones: nothing need be repeated.
 
+    A ``checkpoint=<file>`` of another program that holds its backbone chooses that backbone.
+
     Raises:
         UserError: ``run`` is no run folder.
     """
@@ -45,9 +50,26 @@ def with_choices_of_run(arguments: list[str]) -> list[str]:
             raise UserError(
                 "resume=true needs the folder to continue.", "Add run=<folder>, e.g. run=logs/sofs/toy/..."
             )
-        return arguments
+        return [*brought_backbone(typed), *arguments]
     require_run(Path(run[0]))
     return [*(o for o in recorded(Path(run[0])) if o.lstrip("+~").split("=", 1)[0] not in typed), *arguments]
+
+
+def brought_backbone(typed: dict[str, str]) -> list[str]:
+    """Overrides for the DINOv2 backbone inside ``checkpoint=``; none when one was typed or none is inside."""
+    path = Path((shlex.split(typed.get("checkpoint", "")) or [""])[0])
+    if "backbone" in typed or not path.is_file():
+        return []
+    import torch  # noqa: PLC0415 - only with checkpoint=
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = state if "pytorch-lightning_version" in state else state.get("state_dict", state)
+        token = next((v for k, v in state.items() if k.removeprefix("module.") == "backbone.cls_token"), None)
+        name = None if token is None else DINOV2.get(int(token.shape[-1]))
+    except Exception:  # unreadable: told when it is loaded
+        return []
+    return [f"backbone={name}", "backbone.weights=none"] if name else []
 
 
 def require_run(folder: Path) -> None:

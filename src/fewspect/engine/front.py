@@ -45,6 +45,8 @@ def guard(main: Callable[[], Any], conf: Path) -> NoReturn:
         print(help.text(conf))
         sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
+    # waiting threads sleep: spinning ones take the cores from the loaders and from every other run
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     OmegaConf.register_new_resolver("run_folder", folders.run_folder, replace=True)
     sys.exit(_guarded(main, conf, arguments))
 

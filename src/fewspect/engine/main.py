@@ -73,28 +73,30 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
 
 def test(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
     """Test a checkpoint (or the untrained method) and return the objective."""
-    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine import build, checkpoints  # noqa: PLC0415
     from fewspect.engine.session import concluded, report  # noqa: PLC0415
 
     path = folders.chosen_checkpoint(cfg)
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "test") as s:
-        s.trainer.test(s.method, datamodule=s.data, ckpt_path=path, verbose=False, weights_only=True)
+        own = checkpoints.own_or_loaded(path, s.method)
+        s.trainer.test(s.method, datamodule=s.data, ckpt_path=own, verbose=False, weights_only=True)
         return report(s)
 
 
 def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Write masks, probabilities and a table for the images of ``data``."""
-    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine import build, checkpoints  # noqa: PLC0415
     from fewspect.engine.session import concluded, report  # noqa: PLC0415
 
     path = folders.chosen_checkpoint(cfg)
-    if path is None:
-        raise UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "predict") as s:
+        if path is None and not s.method.ready:
+            raise UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+        own = checkpoints.own_or_loaded(path, s.method)
         s.trainer.predict(
-            s.method, datamodule=s.data, ckpt_path=path, return_predictions=False, weights_only=True
+            s.method, datamodule=s.data, ckpt_path=own, return_predictions=False, weights_only=True
         )
         report(s)
 

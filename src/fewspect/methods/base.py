@@ -50,7 +50,7 @@ class Method(pl.LightningModule):
         self.loss_weights = dict(loss_weights or {})
         self.seed = seed
         self.info = DataInfo()
-        self.automatic_optimization = self.fit_kind == "gradient"  # without: no loss is expected, no optimiser
+        self.automatic_optimization = self.fit_kind == "gradient"  # others give no loss
 
     # -- what a method gives
     # ----------------------------------------------------------------------------------

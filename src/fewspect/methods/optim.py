@@ -41,12 +41,19 @@ def build(
         options: Further arguments of the torch optimiser, e.g. ``betas``.
 
     Raises:
-        UserError: Unknown optimiser or schedule, or nothing to train.
+        UserError: Unknown optimiser, schedule or option, or nothing to train.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"method.optim.name={name} is not known.", f"Choose one of {', '.join(OPTIMIZERS)}.")
+        raise UserError(
+            f"method.optimizer.name={name} is not known.", f"Choose one of {', '.join(OPTIMIZERS)}."
+        )
     params = _grouped(named_parameters, lr, dict(groups or {}))
-    optimizer = OPTIMIZERS[name](params, lr=lr, weight_decay=weight_decay, **options)
+    try:
+        optimizer = OPTIMIZERS[name](params, lr=lr, weight_decay=weight_decay, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"method.optimizer: {error}.", f"See torch.optim.{OPTIMIZERS[name].__name__}."
+        ) from error
     return optimizer, LambdaLR(optimizer, factor(schedule, steps, power=power, warmup=warmup))
 
 
@@ -63,7 +70,7 @@ def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) ->
     }
     if schedule not in decays:
         raise UserError(
-            f"method.optim.schedule={schedule} is not known.", f"Choose one of {', '.join(decays)}."
+            f"method.optimizer.schedule={schedule} is not known.", f"Choose one of {', '.join(decays)}."
         )
 
     def at(step: int) -> float:
