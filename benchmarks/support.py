@@ -76,8 +76,8 @@ def measure(*, quick: bool) -> Report:
         "windows, toy pictures. Both procedures use our network, so only the re-encoding differs; the "
         "original's further work (block 11, two similarity products per layer, unfused attention) is left "
         f"out. The support encoding counts in the cached time. Cached windows are answered {case.group} at a "
-        "time, re-encoded ones one by one. After one uncounted support and window, the steps (support, group, "
-        f"{REPEATED} re-encoded windows) take turns; each counts with its smallest time times how often it "
+        "time, re-encoded ones singly. After one uncounted support and window, the steps (support, group, "
+        f"{REPEATED} windows again) take turns; each counts with its smallest time times how often it "
         "happens. The answers are compared for the windows that were answered twice. "
         "Operations by `torch.utils.flop_counter` on the support and on one window.",
         figures=figures,

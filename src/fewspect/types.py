@@ -9,7 +9,7 @@ ignore; a ``label`` is an int, 0 = good, k >= 1 = ``classes[k - 1]``, -1 = unkno
 floats, ``prob`` in [0, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -62,12 +62,12 @@ class Sample:
     """
 
     image: Path
-    regions: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
+    regions: Mapping[str, tuple[Region, ...]] = field(default_factory=dict[str, tuple[Region, ...]])
     label: int = -1
     product: str = ""
     split: str = ""
     group: str = ""
-    meta: Mapping[str, str | int | float] = field(default_factory=dict)
+    meta: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _Movable:
 
     __slots__ = ()
 
-    def _each(self, change: Any) -> Self:  # noqa: ANN401 - any tensor -> tensor function
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})  # type: ignore[type-var]
 
@@ -203,4 +203,4 @@ class Prediction(_Movable):
     score: Tensor | None = None
     logits: Tensor | None = None
     image: Tensor | None = None
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

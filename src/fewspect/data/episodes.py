@@ -84,6 +84,7 @@ class EpisodeDataset(Dataset[Episode]):
         episodes: Length of an epoch; None = every entry once (times ``repeats``).
         repeats: Evaluation: how often every entry is asked, each time with other supports.
         seed: Seed of all draws.
+        shared: All episodes of a class have the very same support, so that it need be encoded once only.
 
     Raises:
         UserError: When there is no entry.
@@ -101,6 +102,7 @@ class EpisodeDataset(Dataset[Episode]):
         episodes: int | None = None,
         repeats: int = 1,
         seed: int = 0,
+        shared: bool = False,
     ) -> None:
         if not table.entries:
             reasons = "; ".join(p.detail for p in table.problems[:10]) or "no image of this split fits"
@@ -110,7 +112,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.entries, self.problems = table.entries, table.problems
         self.name, self.recipe, self.cropper, self.train = name, recipe, cropper, train
         self.change = (augment or _unchanged) if train else None
-        self.seed = seed
+        self.seed, self.shared = seed, shared
         self._length = episodes or len(self.entries) * (1 if train else repeats)
 
     def __len__(self) -> int:
@@ -124,7 +126,7 @@ class EpisodeDataset(Dataset[Episode]):
         if not self.train and epoch:
             raise IndexError(item)
         roles = self.roles(item)
-        r = rng(self.seed, f"views/{self.name}", epoch, i)
+        r = self._source("views", roles.entry, epoch, i)
         views, labels, large = self._support_views(roles, r)
         image, mask, label = self._queries(roles, r)
         return Episode(
@@ -146,7 +148,7 @@ class EpisodeDataset(Dataset[Episode]):
         """Draw who takes part in an episode, without opening a file."""
         epoch, i = divmod(int(item), self._length)
         entry = self.entries[self._position(epoch, i)]
-        r = rng(self.seed, f"episode/{self.name}", epoch, i)
+        r = self._source("episode", entry, epoch, i)
         rule, query = self.recipe, entry.query
         possible = candidates(entry.supports, query, same_group=rule.same_group)
         normals = candidates(entry.normals, query, same_group=rule.same_group)
@@ -176,6 +178,13 @@ class EpisodeDataset(Dataset[Episode]):
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.write_text(json.dumps(self.plan(), indent=1))
         part.replace(path)
+
+    def _source(self, what: str, entry: Entry, epoch: int, i: int) -> np.random.Generator:
+        """Generator of an episode, or of all episodes of a class when they share their support."""
+        stream = f"{what}/{self.name}"
+        if self.shared:
+            return rng(self.seed, f"{stream}/{entry.query.product}/{entry.name}")
+        return rng(self.seed, stream, epoch, i)
 
     def _position(self, epoch: int, i: int) -> int:
         """Entry of episode i: shuffled passes in training, evenly spread over the list in evaluation."""

@@ -72,7 +72,7 @@ class Index:
     classes: tuple[str, ...] = ()
     tasks: frozenset[str] = frozenset()
     problems: tuple[Problem, ...] = ()
-    _facts: dict[Key, Facts] = field(default_factory=dict, compare=False, repr=False)
+    _facts: dict[Key, Facts] = field(default_factory=dict["Key", "Facts"], compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(self.samples))

@@ -166,17 +166,17 @@ class DataModule(pl.LightningDataModule):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """The images of the query split, or of the test split, one by one."""
-        return self._evaluation("predict")
+        """The images of the query split, or of the test split; a batch encodes a common support once."""
+        return self._evaluation("predict", self.batch_size)
 
     @property
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _evaluation(self, part: Part) -> DataLoader:
+    def _evaluation(self, part: Part, batch_size: int = 1) -> DataLoader:
         episodes = self.dataset(part)
-        return self._loader(episodes, ShardSampler(len(episodes), *self._place), 1)
+        return self._loader(episodes, ShardSampler(len(episodes), *self._place), batch_size)
 
     def _loader(self, episodes: EpisodeDataset, sampler: Sampler[int], batch_size: int) -> DataLoader:
         return DataLoader(
@@ -207,6 +207,7 @@ class DataModule(pl.LightningDataModule):
             episodes=self.limits[part],
             repeats=self.repeats if part == "test" else 1,
             seed=self.seed,
+            shared=part == "predict" and split != support,
         )
 
     def _table(self, split: str, support: str) -> EntryTable:

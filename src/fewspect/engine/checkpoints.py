@@ -101,9 +101,14 @@ class Keeper(Callback):
             self._raise(stop)
 
     def on_validation_batch_end(self, trainer: Trainer, *rest: object) -> None:
-        """Stop between two validation batches; the state of the last save stands."""
+        """Stop between two validation batches; the state of the last save stands.
+
+        Several processes wait for the end of the epoch: they may have different numbers of batches, and an
+        agreement per batch would never come.
+        """
         del rest
-        self._raise(self._agreed(trainer))
+        if trainer.world_size == 1:
+            self._raise(self._stop)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save every epoch, validated, and stop here if asked to."""

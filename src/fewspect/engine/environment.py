@@ -11,6 +11,7 @@ NOISE = (
     ".*ModelCheckpoint.*could not find the monitored key.*",
     ".*dirpath has changed.*",
     ".*your dataloader is not resumable.*",  # ours is, by position
+    ".*sync_dist=True.*",  # our metrics gather by themselves
     ".*isinstance.treespec, LeafSpec.*",
 )
 """Beginnings of warnings that say nothing to the user."""

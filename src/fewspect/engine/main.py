@@ -63,6 +63,7 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
             log.warning(notice)
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "test") as s:
+        s.data.dataset("test")  # a test that cannot be made is told before the training
         if s.method.fit_kind != "none":
             s.trainer.fit(s.method, datamodule=s.data, ckpt_path=start, weights_only=True)
         paths = [folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]

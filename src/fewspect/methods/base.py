@@ -8,6 +8,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as pl
@@ -91,6 +92,22 @@ class Method(pl.LightningModule):
                 "Choose another method or data set; mode=check explains a folder.",
             )
         self.info = info
+
+    def load_foreign(self, path: Path) -> None:
+        """Load a checkpoint that another program wrote; methods that know such a format override this.
+
+        Raises:
+            UserError: This method knows no other format than the framework's own.
+        """
+        raise UserError(
+            f"{path} is no checkpoint of this framework.",
+            f"{type(self).__name__} reads no other format; name a .ckpt file of a run folder.",
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can answer without training or loaded weights, given what is known of the data."""
+        return self.fit_kind == "none"
 
     # -- what the base gives
     # ----------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ anomaly detector with the same code.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from fewspect.methods.base import Method
-from fewspect.metrics.suites import suite
+from fewspect.metrics.suites import Suite, suite
 from fewspect.nn import windows
 from fewspect.types import DataInfo, Episode, Prediction, State
 
@@ -109,15 +109,15 @@ class Segmenter(Method):
     def predict_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
         """Answer a list of episodes; truth is not needed."""
         del batch_idx
-        return {"episodes": batch, "predictions": [self.evaluate_episode(episode) for episode in batch]}
+        return {"episodes": batch, "predictions": self._answers(batch)}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        self.metrics["val_suite"].reset()
+        self._suite("val").reset()
 
     def on_test_epoch_start(self) -> None:
         """Forget the last test."""
-        self.metrics["test_suite"].reset()
+        self._suite("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation episodes gave."""
@@ -127,14 +127,28 @@ class Segmenter(Method):
         """Log what the test episodes gave; the suite keeps its table for the report."""
         self._conclude("test")
 
+    def _suite(self, split: str) -> Suite:
+        return cast(Suite, self.metrics[f"{split}_suite"])
+
+    def _answers(self, batch: list[Episode]) -> list[Prediction]:
+        """Answer episodes in order; neighbours with the same support share its state."""
+        predictions: list[Prediction] = []
+        state: State = None
+        with torch.inference_mode():
+            for before, episode in zip([None, *batch], batch, strict=False):
+                if before is None or not _same_support(before, episode):
+                    state = self.adapt(episode.support)
+                predictions.append(self.segment(episode.query_image[0], state, whole=episode.whole))
+        return predictions
+
     def _measure(self, batch: list[Episode], split: str) -> dict[str, Any]:
-        predictions = [self.evaluate_episode(episode) for episode in batch]
+        predictions = self._answers(batch)
         for episode, prediction in zip(batch, predictions, strict=True):
-            self.metrics[f"{split}_suite"].update(prediction, episode)
+            self._suite(split).update(prediction, episode)
         return {"episodes": batch, "predictions": predictions}
 
     def _conclude(self, split: str) -> None:
-        self.log_dict({f"{split}/{k}": v for k, v in self.metrics[f"{split}_suite"].compute().items()})
+        self.log_dict({f"{split}/{k}": v for k, v in self._suite(split).compute().items()})
 
     def _answer(self, image: Tensor, boxes: list[tuple[int, int, int, int]], state: State) -> Tensor:
         views = [windows.resize_pad(image[:, t:b, le:r], self.sliding.side) for t, b, le, r in boxes]
@@ -165,3 +179,8 @@ class Segmenter(Method):
         mask = (votes > self.sliding.threshold).to(torch.uint8)
         found = Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None])
         return replace(found, extra={"votes": votes[None]})
+
+
+def _same_support(a: Episode, b: Episode) -> bool:
+    pairs = [(getattr(a, f"support_{k}"), getattr(b, f"support_{k}")) for k in ("mask", "count", "image")]
+    return all(x.shape == y.shape and bool((x == y).all()) for x, y in pairs)

@@ -120,7 +120,8 @@ def _look(image: Field, style: Style, r: np.random.Generator, alpha: Field, cont
         blurred = np.stack([ndimage.gaussian_filter(image[..., c], 3) for c in range(3)], -1)
         return image * (1 - cover) + (blurred + contrast * 0.35) * cover
     if style.look == RELIEF:
-        gy, gx = np.gradient(ndimage.gaussian_filter(alpha, 1.5))
-        return image + (gx - gy)[..., None] * contrast * 4
+        rows, columns = np.gradient(ndimage.gaussian_filter(alpha, 1.5))
+        slope = np.asarray(columns) - np.asarray(rows)
+        return image + slope[..., None] * contrast * 4
     strength = cover * abs(contrast) * 1.8
     return image * (1 - strength) + strength * np.clip(0.5 + style.tint, 0, 1)
