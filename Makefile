@@ -1,15 +1,15 @@
 # make demo   set up .venv from requirements.lock and run the main job on synthetic data
 # make test   set up and run every test;  make test-fast leaves out the slow ones
-# make lint   ruff and pyright;  make lock  pin the current dependencies;  make clean
+# make lint   ruff and pyright;  make bench   measure, rewrite docs/benchmarks.md;  make lock  pin the current dependencies;  make clean
 # make wandb-sync   send what logger=wandb kept offline
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 UV     := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
 
-.PHONY: demo test test-fast setup lint lock wandb-sync clean
+.PHONY: demo test test-fast setup lint bench lock wandb-sync clean
 
 demo: setup
 	$(PY) run.py
@@ -33,6 +33,9 @@ $(STAMP): requirements.lock pyproject.toml
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
+
+bench: setup
+	$(PY) benchmarks/run.py
 
 lock: setup
 	( echo "# Every package of the tested environment, exactly. Made by 'make lock'; pyproject.toml says why each one is needed."; \

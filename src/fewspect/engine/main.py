@@ -91,10 +91,13 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     from fewspect.engine.session import concluded, report  # noqa: PLC0415
 
     path = folders.chosen_checkpoint(cfg)
+    untrained = UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+    if path is None and cfg.data.get("shot") != 0:  # only normal supports may do without: told at once
+        raise untrained
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "predict") as s:
         if path is None and not s.method.ready:
-            raise UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+            raise untrained
         own = checkpoints.own_or_loaded(path, s.method)
         s.trainer.predict(
             s.method, datamodule=s.data, ckpt_path=own, return_predictions=False, weights_only=True

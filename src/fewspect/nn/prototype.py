@@ -76,24 +76,38 @@ def cosine_priors(
     """
     with torch.autocast(query.device.type, enabled=False):
         rows = max(1, cells // max(1, query.shape[0] * support.shape[2]))
-        parts = [_priors_of(part, support, mask, count, share) for part in query.split(rows, dim=1)]
+        front = _foreground(support, mask)
+        normal = support * (1 - mask)[..., None]  # (1 - m) cos is linear in s: no product per pair of cells
+        parts = [(_semantic(q, *front, share), _nearest(q, normal, count)) for q in query.split(rows, dim=1)]
         semantic, nearest = zip(*parts, strict=True)
         return torch.cat(semantic, 1), 1 - torch.cat(nearest, 1)
 
 
-def _priors_of(
-    query: Tensor, support: Tensor, mask: Tensor, count: Tensor, share: Tensor
-) -> tuple[Tensor, Tensor]:
-    semantic = query.new_zeros(query.shape[:2])  # (B, M)
+def _foreground(support: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Foreground cells (B, S, J, D) of every view, which are real (B, S, J), and full views (B, S)."""
+    index = foreground_cells(mask.flatten(0, 1))  # (B * S, J)
+    cells = gather(support.flatten(0, 1), index).unflatten(0, mask.shape[:2])
+    real = (gather(mask.flatten(0, 1), index) > 0).unflatten(0, mask.shape[:2])
+    return cells, real, (mask > 0).all(-1)
+
+
+def _semantic(query: Tensor, cells: Tensor, real: Tensor, full: Tensor, share: Tensor) -> Tensor:
+    """Mean over views of the largest cosine with a foreground cell; a background cell counts as 0."""
+    total = query.new_zeros(query.shape[:2])  # (B, M)
+    for k in range(cells.shape[1] if cells.shape[2] else 0):
+        cosine = query @ cells[:, k].transpose(1, 2)  # (B, M, J)
+        found = cosine.masked_fill(~real[:, k, None], -1.0).amax(-1)  # (B, M)
+        total = total + share[:, k, None] * torch.where(full[:, k, None], found, found.clamp(min=0))
+    return total
+
+
+def _nearest(query: Tensor, normal: Tensor, count: Tensor) -> Tensor:
+    """Largest cosine with a normal cell of any view that is no padding."""
     nearest = query.new_full(query.shape[:2], -1.0)  # (B, M), below every cosine
-    for k in range(support.shape[1]):
-        cosine = query @ support[:, k].transpose(1, 2)  # (B, M, N)
-        part = mask[:, k, None]  # (B, 1, N)
-        found = (cosine * (part > 0)).amax(-1)  # (B, M)
-        semantic = semantic + share[:, k, None] * found
-        normal = (cosine * (1 - part)).amax(-1)  # (B, M)
-        nearest = torch.where(count[:, k, None] > 0, torch.maximum(nearest, normal), nearest)
-    return semantic, nearest
+    for k in range(normal.shape[1]):
+        found = (query @ normal[:, k].transpose(1, 2)).amax(-1)  # (B, M)
+        nearest = torch.where(count[:, k, None] > 0, torch.maximum(nearest, found), nearest)
+    return nearest
 
 
 def fuse(
