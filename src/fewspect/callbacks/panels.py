@@ -157,4 +157,4 @@ def pairs(outputs: object) -> list[tuple[Episode, Prediction]]:
 
 def write_png(image: Image.Image, path: Path) -> None:
     """Write a picture atomically."""
-    write_atomic(path, lambda file: image.save(file, format="PNG", optimize=True))
+    write_atomic(path, lambda file: image.save(file, format="PNG", compress_level=3))
