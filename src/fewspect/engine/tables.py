@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 INTERVAL = "_ci95"
+COUNTS = ("classes", "episodes", "episodes_empty", "episodes_ignored")
+"""Totals that are whole numbers; Lightning hands every metric back as a float."""
+
 Row = Mapping[str, str | int | float]
 
 
@@ -24,7 +27,9 @@ def result(rows: Sequence[Row], totals: Mapping[str, float], title: str) -> Tabl
     plain = {
         k: v for k, v in totals.items() if "/" not in k and k not in columns and not k.endswith(INTERVAL)
     }
-    table.caption = "   ".join(f"{k} {cell(v)}{interval(totals, k)}" for k, v in plain.items())
+    table.caption = "   ".join(
+        f"{k} {cell(int(v) if k in COUNTS else v)}{interval(totals, k)}" for k, v in plain.items()
+    )
     return table
 
 
