@@ -54,7 +54,6 @@ class Method(pl.LightningModule):
         self.automatic_optimization = self.fit_kind == "gradient"  # others give no loss
 
     # -- what a method gives
-    # ----------------------------------------------------------------------------------
 
     @abstractmethod
     def adapt(self, support: Support) -> State:
@@ -110,7 +109,6 @@ class Method(pl.LightningModule):
         return self.fit_kind == "none"
 
     # -- what the base gives
-    # ----------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: list[Episode], batch_idx: int) -> None:
         """Make noise a function of (seed, epoch, batch, rank): a resumed run draws the same dropout."""
@@ -143,7 +141,6 @@ class Method(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- checkpoints: tensors and plain values, without what is frozen
-    # -----------------------------------------
 
     def frozen_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (dotted name, module) of the parts that never change and are not written into checkpoints."""

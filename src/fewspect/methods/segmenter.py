@@ -7,7 +7,7 @@ anomaly detector with the same code.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -93,8 +93,7 @@ class Segmenter(Method):
 
     def evaluate_episode(self, episode: Episode) -> Prediction:
         """Adapt to the support once, then answer the episode's query at its own size."""
-        with torch.inference_mode():
-            return self.segment(episode.query_image[0], self.adapt(episode.support), whole=episode.whole)
+        return self._answers([episode])[0]
 
     def validation_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
         """Answer and measure a list of episodes."""
@@ -173,12 +172,10 @@ class Segmenter(Method):
         into.add(box, answer)
 
     def _decide(self, prob: Tensor, votes: Tensor | None) -> Prediction:
-        if votes is None:
-            mask = (prob > self.sliding.threshold).to(torch.uint8)
-            return Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None])
-        mask = (votes > self.sliding.threshold).to(torch.uint8)
-        found = Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None])
-        return replace(found, extra={"votes": votes[None]})
+        decided = prob if votes is None else votes
+        mask = (decided > self.sliding.threshold).to(torch.uint8)
+        extra = {} if votes is None else {"votes": votes[None]}
+        return Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None], extra=extra)
 
 
 def _same_support(a: Episode, b: Episode) -> bool:
