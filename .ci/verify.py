@@ -1,7 +1,7 @@
 """Check that the installed torch and torchvision are the pinned pair and belong together.
 
 A wheel of another build (CPU beside CUDA) installs without complaint and fails later, at
-``torchvision::nms``.
+``torchvision::nms``. The imports also write the bytecode, here rather than in the first run.
 """
 
 import sys
@@ -19,7 +19,8 @@ def main(lock: str) -> str | None:
                 f"{name} {version(name)} is installed, {pins[name]} is pinned: remove .venv, then make setup."
             )
     try:
-        import torch  # noqa: PLC0415 - after the cheap check
+        import lightning.pytorch  # noqa: F401, PLC0415 - after the cheap check
+        import torch  # noqa: PLC0415
         from torchvision.ops import nms  # noqa: PLC0415
 
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)

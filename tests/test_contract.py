@@ -24,7 +24,15 @@ CONF = ROOT / "conf"
 SIDE = 64
 PRODUCTS, DEFECTS = ("board", "wood"), ("blob", "burn", "dent", "hole", "scratch")
 SIZES = [(64, 64), (96, 80), (40, 100), (30, 20), (1, 7)]
-CLASSES = {p.stem: get_class(OmegaConf.load(p)["_target_"]) for p in sorted((CONF / "method").glob("*.yaml"))}
+
+
+def class_of(path):
+    """The class that a file of ``conf/method`` names, in its own package or in the global one."""
+    node = OmegaConf.load(path)
+    return get_class((node if "_target_" in node else node["method"])["_target_"])
+
+
+CLASSES = {p.stem: class_of(p) for p in sorted((CONF / "method").glob("*.yaml"))}
 SEGMENTERS = [name for name, kind in CLASSES.items() if issubclass(kind, Segmenter)]
 LEARNERS = [name for name, kind in CLASSES.items() if kind.fit_kind == "gradient"]
 EVERY = pytest.mark.parametrize("name", SEGMENTERS)
@@ -355,6 +363,7 @@ class Mean(Method):
         self.events = []
         self.register_buffer("total", torch.zeros(3))
         self.register_buffer("mean", torch.zeros(3))
+        self.setup_data(DataInfo())
 
     def observe(self, batch):
         self.events.append([e.index for e in batch])

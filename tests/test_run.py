@@ -69,6 +69,17 @@ def whole(place):
     return last(place / "whole")
 
 
+def test_options_of_another_data_set_are_not_carried_over(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    recorded = ["data=toy", "+data.reader.good=6", "data.fold=1", "data.side=64", "method.seed=3"]
+    OmegaConf.save(recorded, tmp_path / ".hydra" / "overrides.yaml")
+    (tmp_path / "config.yaml").write_text("mode: train")
+    run = f"run={tmp_path}"
+    assert folders.with_choices_of_run([run, "seed=1"]) == [*recorded, run, "seed=1"]
+    kept = ["data.side=64", "method.seed=3"]
+    assert folders.with_choices_of_run([run, "data=folder"]) == [*kept, run, "data=folder"]
+
+
 @pytest.mark.slow
 def test_train_leaves_a_run_folder(trained):
     folder, done = trained

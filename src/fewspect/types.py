@@ -78,8 +78,9 @@ class DataInfo:
         classes: Defect class names in label order (label k is ``classes[k - 1]``).
         products: Product names.
         tasks: What the annotations allow: subset of ``segment, classify, detect, reconstruct``.
-        detect: True when episodes hold only normal supports (few-shot anomaly detection).
+        detect: True when the method sees good images only (few-shot or unsupervised anomaly detection).
         side: Side of the square network input in pixels.
+        protocol: What a batch holds, see ``DataModule``.
     """
 
     classes: tuple[str, ...] = ()
@@ -87,6 +88,7 @@ class DataInfo:
     tasks: frozenset[str] = frozenset()
     detect: bool = False
     side: int = 0
+    protocol: str = "episodic"
 
 
 class _Movable:
@@ -120,6 +122,7 @@ class Support(_Movable):
         classes: Names in label order.
         feature: (S, V, D) cached features of V views each, for methods that work on features; ``image`` is
             empty then.
+        product: The inspected object.
     """
 
     image: Tensor
@@ -128,6 +131,7 @@ class Support(_Movable):
     count: Tensor
     classes: tuple[str, ...] = ()
     feature: Tensor | None = None
+    product: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,7 @@ class Episode(_Movable):
         paths: Query files, then support files.
         support_feature: (S, V, D) or None, see ``Support.feature``.
         query_feature: (Q, V, D) or None.
+        shown: Names of the defect types that the query shows (evaluation, where they are known).
     """
 
     support_image: Tensor
@@ -166,6 +171,7 @@ class Episode(_Movable):
     paths: tuple[str, ...] = ()
     support_feature: Tensor | None = None
     query_feature: Tensor | None = None
+    shown: tuple[str, ...] = ()
 
     @property
     def support(self) -> Support:
@@ -177,6 +183,7 @@ class Episode(_Movable):
             self.support_count,
             self.classes,
             self.support_feature,
+            self.product,
         )
 
     @property
@@ -190,9 +197,12 @@ class Prediction(_Movable):
     """What every method answers; metrics, panels, writers and demos read nothing else.
 
     Attributes:
-        prob: (Q, H, W) float in [0, 1]: foreground probability or anomaly map.
+        prob: (Q, H, W) float: foreground probability in [0, 1], or a raw anomaly map (higher = more
+            anomalous, never clamped, see ``scale``).
         mask: (Q, H, W) uint8: the decision per pixel.
         score: (Q,) float: raw image score, never clamped.
+        decision: (Q,) uint8: the decision per image, 1 = defective.
+        scale: Values of ``prob`` that pictures show as 0 and 1.
         logits: (Q, K) class scores.
         image: (Q, 3, H, W) float: reconstruction or sample.
         extra: Named tensors for panels.
@@ -201,6 +211,8 @@ class Prediction(_Movable):
     prob: Tensor | None = None
     mask: Tensor | None = None
     score: Tensor | None = None
+    decision: Tensor | None = None
+    scale: tuple[float, float] = (0.0, 1.0)
     logits: Tensor | None = None
     image: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

@@ -153,7 +153,7 @@ def test_broken_maps_and_missing_parts(tmp_path):
     assert row["status"] == "failed" and not list(tmp_path.rglob("*.png"))
     row = write_prediction(tmp_path, "b", image, Prediction(score=torch.tensor([2.0])))
     assert (row["decision"], row["area_pixels"], row["boxes"]) == ("good", 0, "[]")
-    decided = Prediction(score=torch.tensor([2.0]), extra={"decision": torch.tensor([True])})
+    decided = Prediction(score=torch.tensor([2.0]), decision=torch.tensor([1]))
     assert write_prediction(tmp_path, "c", image, decided)["decision"] == "defect"
 
 

@@ -13,10 +13,8 @@ Example:
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from fewspect.backbones import weights as files
@@ -138,6 +136,8 @@ class Dino(Backbone):
         if grid == (native, native):
             return table
         if not self.official_positions:
+            from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: PLC0415 - see _build
+
             return resample_abs_pos_embed(table, list(grid), num_prefix_tokens=prefix)
         first, cells = table[:, :prefix], table[:, prefix:]
         square = cells.transpose(1, 2).unflatten(-1, (native, native)).float()  # (1, D, 37, 37)
@@ -159,6 +159,8 @@ def _build(name: str) -> nn.Module:
         known = ", ".join(f"dinov2_{s}" for s in SIZES)
         raise UserError(f"Backbone {name} is unknown.", f"Choose one of {known}, each also with _reg4.")
     registers = "_reg4" if name.endswith("_reg4") else ""
+    import timm  # noqa: PLC0415 - takes three seconds, and this module is imported where no DINOv2 is used
+
     with torch.device("meta"):
         vit = timm.create_model(
             f"vit_{SIZES[size]}_patch14{registers}_dinov2", img_size=TABLE_SIDE, num_classes=0

@@ -1,5 +1,8 @@
 """Pictures of what the method saw and said: support | query | truth | probability | prediction | detail.
 
+A method without support that rebuilds its query shows the reconstruction in the place of the support; raw
+anomaly maps are drawn on the scale that the method gives.
+
 Validation: one sheet of the first ``count`` episodes per epoch (the same ones each time). Test: the ``count``
 worst episodes, one file each, whose names sort the worst first, and a sheet. All goes to ``<run>/panels``
 and to every logger that offers ``log_image``.
@@ -45,26 +48,38 @@ def panel(episode: Episode, prediction: Prediction, side: int = draw.TILE) -> Im
     rows, columns = draw.zoom_box(truth if truth.any() else mask)
     inset = [draw.fit(image[rows, columns], side), draw.fit_mask(truth[rows, columns], side)]
     inset_found = draw.fit_mask(mask[rows, columns], side)
+    low, high = prediction.scale
+    kind = "probability" if (low, high) == (0.0, 1.0) else "anomaly map"
     tiles = [
-        ("support", support_tile(episode, side)),
+        *given_tiles(episode, prediction, side),
         ("query", query),
         ("truth", draw.outline(query, aim)),
-        (f"probability, max {prob.max(initial=0):.2f}", draw.fit(draw.heat(prob), long)),
+        (f"{kind}, max {prob.max(initial=0):.3g}", draw.fit(draw.heat((prob - low) / (high - low)), long)),
         ("prediction + truth", draw.outline(draw.overlay(query, found), aim, width=1)),
         ("detail", draw.outline(draw.overlay(inset[0], inset_found), inset[1])),
     ]
     score = "" if prediction.score is None else f"   score {float(prediction.score[0]):.3g}"
+    if prediction.decision is not None:
+        score += " (defect)" if bool(prediction.decision[0]) else " (good)"
     iou = agreement(mask & valid, truth & valid)
     file = Path(episode.paths[0]).name if episode.paths else ""
-    return draw.strip(tiles, f"{episode.name}   IoU {iou:.2f}{score}   {file}", stacked)
+    name = f"{episode.product}/{'+'.join(episode.shown)}" if episode.shown else episode.name
+    return draw.strip(tiles, f"{name}   IoU {iou:.2f}{score}   {file}", stacked)
+
+
+def given_tiles(episode: Episode, prediction: Prediction, side: int) -> list[draw.Tile]:
+    """The support, or the reconstruction of methods without one."""
+    if len(episode.support_mask):
+        return [("support", support_tile(episode, side))]
+    if prediction.image is None:
+        return []
+    return [("reconstruction", draw.fit(draw.to_array(prediction.image[0]), side))]
 
 
 def support_tile(episode: Episode, side: int) -> np.ndarray:
     """First support view that shows the class (else the first), its mask outlined."""
     shown = episode.support_mask.flatten(1).any(1).cpu().numpy()
-    best = int(np.argmax(shown)) if len(shown) else 0
-    if not len(shown):
-        return np.full((side, side, 3), 48, np.uint8)
+    best = int(np.argmax(shown))
     mask = episode.support_mask[best].cpu().numpy() == 1
     return draw.outline(draw.fit(draw.to_array(episode.support_image[best]), side), draw.fit_mask(mask, side))
 

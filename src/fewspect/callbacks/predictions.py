@@ -1,6 +1,7 @@
 """Predictions on disk: one 16-bit probability map, mask and overlay per image, and one CSV row.
 
-Layout of the folder: ``prob/<name>.png`` (0..65535 = 0..1), ``mask/<name>.png`` (0 or 255),
+Layout of the folder: ``prob/<name>.png`` (0..65535 = ``map_low``..``map_high`` of the table: 0..1 for
+probabilities, the range of its own values for a raw anomaly map), ``mask/<name>.png`` (0 or 255),
 ``overlay/<name>.png``, all at the original size, and ``predictions.csv`` (UTF-8), flushed after every
 batch, so a crash loses no finished image. The functions work without a trainer.
 """
@@ -25,8 +26,8 @@ from fewspect.errors import UserError
 from fewspect.types import Episode, Prediction
 
 COLUMNS: tuple[str, ...] = (
-    "file", "class", "status", "reason", "score", "decision", "area_pixels", "area_fraction", "components",
-    "boxes", "seconds", "name",
+    "file", "class", "status", "reason", "score", "calibrated", "decision", "area_pixels", "area_fraction",
+    "components", "boxes", "map_low", "map_high", "seconds", "name",
 )  # fmt: skip
 DEPTH = 65535
 TABLE = "predictions.csv"
@@ -54,12 +55,14 @@ def failed_row(file: str, reason: str) -> Row:
 def describe(prediction: Prediction, mask: np.ndarray) -> Row:
     """Numbers of one image: score, decision, area and regions.
 
-    ``decision`` is ``defect`` or ``good``: ``extra["decision"]`` (Q,) if the method decides, else whether
-    any pixel is marked.
+    ``decision`` is ``defect`` or ``good``: the method's own if it decides, else whether any pixel is marked.
+    ``calibrated`` is the share of good images with a lower score.
     """
     boxes = regions(mask)
-    defect = bool(prediction.extra["decision"][0]) if "decision" in prediction.extra else bool(mask.any())
+    defect = bool(mask.any()) if prediction.decision is None else bool(prediction.decision[0])
     score = {} if prediction.score is None else {"score": float(prediction.score[0])}
+    if "calibrated" in prediction.extra:
+        score["calibrated"] = round(float(prediction.extra["calibrated"][0]), 6)
     return {
         "status": "ok",
         **score,
@@ -91,12 +94,16 @@ def write_prediction(folder: Path | str, name: str, image: Tensor, prediction: P
     mask = np.zeros(grey.shape[:2], bool) if prob is None else prob >= 0.5
     if prediction.mask is not None:
         mask = prediction.mask[0].cpu().numpy() > 0
+    limits: Row = {}
     if prob is not None:
-        write_png(probability_image(prob), folder / "prob" / f"{name}.png")
+        low, high = (0.0, 1.0) if prediction.scale == (0.0, 1.0) else (float(prob.min()), float(prob.max()))
+        scaled = (prob - low) / ((high - low) or 1.0)
+        write_png(probability_image(scaled), folder / "prob" / f"{name}.png")
+        limits = {"map_low": low, "map_high": high}
     write_png(Image.fromarray(mask.astype(np.uint8) * 255), folder / "mask" / f"{name}.png")
     marked = draw.outline(draw.overlay(grey, mask, alpha=0.35), mask, draw.PREDICTION)
     write_png(Image.fromarray(marked), folder / "overlay" / f"{name}.png")
-    return describe(prediction, mask) | {"name": name}
+    return describe(prediction, mask) | limits | {"name": name}
 
 
 class Table:

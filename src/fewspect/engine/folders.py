@@ -8,6 +8,7 @@ predictions of a finished run are run folders of their own inside it, so that th
 import fcntl
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,9 @@ RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
 """Options of one call: never taken over from the run folder (``allow`` least of all)."""
 
 GROUPS = ("method", "data", "backbone", "trainer", "logger")
+OF_A_DATA_SET = ("root", "fold", "category", "reader")
+"""Options of ``data`` that mean one data set; the others (side, shot, ...) hold for the next one, too."""
+
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 DINOV2 = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2_vitl14"}
@@ -52,7 +56,18 @@ def with_choices_of_run(arguments: list[str]) -> list[str]:
             )
         return [*brought_backbone(typed), *arguments]
     require_run(Path(run[0]))
-    return [*(o for o in recorded(Path(run[0])) if o.lstrip("+~").split("=", 1)[0] not in typed), *arguments]
+    return [*(o for o in recorded(Path(run[0])) if _still_holds(o, typed)), *arguments]
+
+
+def _still_holds(override: str, typed: Mapping[str, str]) -> bool:
+    """Whether a recorded override is neither replaced nor about a group that another choice replaces."""
+    key = override.lstrip("+~").split("=", 1)[0]
+    group, *parts = key.split(".")
+    if key in typed:
+        return False
+    if group not in typed or not parts:
+        return True
+    return group == "data" and parts[0] not in OF_A_DATA_SET
 
 
 def brought_backbone(typed: dict[str, str]) -> list[str]:

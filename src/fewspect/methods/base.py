@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import lightning as pl
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewspect import draws
 from fewspect.errors import UserError
 from fewspect.methods import optim
+from fewspect.metrics.suites import Suite, suite
 from fewspect.types import DataInfo, Episode, Prediction, State, Support
 
 
@@ -29,6 +30,7 @@ class Method(pl.LightningModule):
             must allow it.
         fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing
             is differentiated) or ``none`` (training is skipped).
+        protocols: Values of ``data.protocol`` that it can work with.
 
     Args:
         optimizer: Keyword arguments of ``optim.build``.
@@ -38,6 +40,7 @@ class Method(pl.LightningModule):
 
     task: ClassVar[str]
     fit_kind: ClassVar[Literal["gradient", "single_pass", "none"]] = "gradient"
+    protocols: ClassVar[tuple[str, ...]] = ("episodic",)
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Method(pl.LightningModule):
         self.loss_weights = dict(loss_weights or {})
         self.seed = seed
         self.info = DataInfo()
+        self.metrics = nn.ModuleDict()
         self.automatic_optimization = self.fit_kind == "gradient"  # others give no loss
 
     # -- what a method gives
@@ -78,12 +82,21 @@ class Method(pl.LightningModule):
     def finish(self) -> None:
         """``fit_kind=single_pass``: conclude after the last batch (coreset, eigenvectors)."""
 
+    def answers(self, batch: list[Episode]) -> list[Prediction]:
+        """Answer the queries of evaluation episodes; a task base says how."""
+        raise NotImplementedError(f"{type(self).__name__} answers no episodes")
+
     def setup_data(self, info: DataInfo) -> None:
-        """Take what is known about the data; called by the engine before anything runs.
+        """Take what is known about the data and build the metrics; called by the engine before anything runs.
 
         Raises:
-            UserError: The annotations do not allow this task.
+            UserError: The annotations or the protocol of the data do not allow this method.
         """
+        if info.protocol not in self.protocols:
+            raise UserError(
+                f"{type(self).__name__} does not work with data.protocol={info.protocol}.",
+                f"Set data.protocol={' or '.join(self.protocols)}.",
+            )
         if info.tasks and self.task not in info.tasks:
             allowed = ", ".join(sorted(info.tasks))
             raise UserError(
@@ -91,6 +104,8 @@ class Method(pl.LightningModule):
                 "Choose another method or data set; mode=check explains a folder.",
             )
         self.info = info
+        splits = ("val", "test")
+        self.metrics = nn.ModuleDict({f"{split}_suite": suite(self.task, info.detect) for split in splits})
 
     def load_foreign(self, path: Path) -> None:
         """Load a checkpoint that another program wrote; methods that know such a format override this.
@@ -139,6 +154,51 @@ class Method(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = optim.build(self.named_parameters(), steps, **self.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- evaluation: answer, measure, hand both to the callbacks
+
+    def validation_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
+        """Answer and measure a list of episodes."""
+        del batch_idx
+        return self._measure(batch, "val")
+
+    def test_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
+        """Answer and measure a list of episodes."""
+        del batch_idx
+        return self._measure(batch, "test")
+
+    def predict_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
+        """Answer a list of episodes; truth is not needed."""
+        del batch_idx
+        return {"episodes": batch, "predictions": self.answers(batch)}
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._suite("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last test."""
+        self._suite("test").reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the validation episodes gave."""
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the test episodes gave; the suite keeps its table for the report."""
+        self._conclude("test")
+
+    def _suite(self, split: str) -> Suite:
+        return cast(Suite, self.metrics[f"{split}_suite"])
+
+    def _measure(self, batch: list[Episode], split: str) -> dict[str, Any]:
+        predictions = self.answers(batch)
+        for episode, prediction in zip(batch, predictions, strict=True):
+            self._suite(split).update(prediction, episode)
+        return {"episodes": batch, "predictions": predictions}
+
+    def _conclude(self, split: str) -> None:
+        self.log_dict({f"{split}/{k}": v for k, v in self._suite(split).compute().items()})
 
     # -- checkpoints: tensors and plain values, without what is frozen
 

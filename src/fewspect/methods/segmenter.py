@@ -8,15 +8,14 @@ anomaly detector with the same code.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewspect.methods.base import Method
-from fewspect.metrics.suites import Suite, suite
 from fewspect.nn import windows
-from fewspect.types import DataInfo, Episode, Prediction, State
+from fewspect.types import Episode, Prediction, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +55,6 @@ class Segmenter(Method):
     def __init__(self, *, evaluate: Mapping[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.sliding = Sliding(**(evaluate or {}))
-        self.metrics = nn.ModuleDict()
-
-    def setup_data(self, info: DataInfo) -> None:
-        """Build the metrics: IoU of the class, or detection metrics when the supports are all normal."""
-        super().setup_data(info)
-        self.metrics = nn.ModuleDict(
-            {f"{split}_suite": suite(self.task, info.detect) for split in ("val", "test")}
-        )
 
     def segment(self, image: Tensor, state: State, *, whole: bool = False) -> Prediction:
         """Answer one image at its own size.
@@ -93,43 +84,9 @@ class Segmenter(Method):
 
     def evaluate_episode(self, episode: Episode) -> Prediction:
         """Adapt to the support once, then answer the episode's query at its own size."""
-        return self._answers([episode])[0]
+        return self.answers([episode])[0]
 
-    def validation_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
-        """Answer and measure a list of episodes."""
-        del batch_idx
-        return self._measure(batch, "val")
-
-    def test_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
-        """Answer and measure a list of episodes."""
-        del batch_idx
-        return self._measure(batch, "test")
-
-    def predict_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Any]:
-        """Answer a list of episodes; truth is not needed."""
-        del batch_idx
-        return {"episodes": batch, "predictions": self._answers(batch)}
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
-        self._suite("val").reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the last test."""
-        self._suite("test").reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what the validation episodes gave."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log what the test episodes gave; the suite keeps its table for the report."""
-        self._conclude("test")
-
-    def _suite(self, split: str) -> Suite:
-        return cast(Suite, self.metrics[f"{split}_suite"])
-
-    def _answers(self, batch: list[Episode]) -> list[Prediction]:
+    def answers(self, batch: list[Episode]) -> list[Prediction]:
         """Answer episodes in order; neighbours with the same support share its state."""
         predictions: list[Prediction] = []
         state: State = None
@@ -139,15 +96,6 @@ class Segmenter(Method):
                     state = self.adapt(episode.support)
                 predictions.append(self.segment(episode.query_image[0], state, whole=episode.whole))
         return predictions
-
-    def _measure(self, batch: list[Episode], split: str) -> dict[str, Any]:
-        predictions = self._answers(batch)
-        for episode, prediction in zip(batch, predictions, strict=True):
-            self._suite(split).update(prediction, episode)
-        return {"episodes": batch, "predictions": predictions}
-
-    def _conclude(self, split: str) -> None:
-        self.log_dict({f"{split}/{k}": v for k, v in self._suite(split).compute().items()})
 
     def _answer(self, image: Tensor, boxes: list[tuple[int, int, int, int]], state: State) -> Tensor:
         views = [windows.resize_pad(image[:, t:b, le:r], self.sliding.side) for t, b, le, r in boxes]
@@ -167,6 +115,8 @@ class Segmenter(Method):
             answer = prob[:height, :width]
         elif hard and self.sliding.upsample == "hard":
             answer = windows.restore_hard(prob, height, width, valid)
+        elif self.sliding.upsample == "hard":
+            answer = windows.restore_heat(prob, height, width, valid)
         else:
             answer = windows.restore(prob, height, width, valid)
         into.add(box, answer)

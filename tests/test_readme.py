@@ -1,0 +1,47 @@
+"""The commands of the README's section on own images run as they are written."""
+
+import csv
+import re
+
+import pytest
+from cli import FAST, ROOT, run
+
+from fewspect.data.toy.layouts import write
+
+SECTION = "## Your own images"
+COMMANDS = re.findall(
+    r"^python run\.py (.*?)\s*(?:#.*)?$",
+    (ROOT / "README.md").read_text("utf-8").partition(SECTION)[2].partition("\n## ")[0],
+    re.MULTILINE,
+)
+SMALL = ("data.workers=0", "data.batch_size=2")
+"""Appended: the same work on fewer images."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("user")
+    defects = ["blob", "hole"]
+    write(place / "my_parts", "pairs_binary", products=["wood"], defects=defects, side=64, images=6, good=8)
+    done = run(*FAST, "hydra.run.dir=logs/sofs/toy/first", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_the_section_has_commands():
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [c for c in COMMANDS if "SOFS_model.pth" not in c])
+def test_a_command_of_the_readme_runs(line, place):
+    """The authors' checkpoint (370 MB) is left to tests/methods/test_sofs_checkpoint.py."""
+    arguments = line.replace("logs/sofs/toy/<run>", "logs/sofs/toy/first").split()
+    smoke = () if any(a.startswith("run=") for a in arguments) else ("trainer=smoke",)
+    done = run(*arguments, *SMALL, *smoke, cwd=place)
+    assert done.returncode == 0, done.stderr
+    if "mode=predict" in arguments:
+        (table,) = (place / done.stdout.splitlines()[-1]).rglob("predictions.csv")
+        rows = list(csv.DictReader(table.open()))
+        assert rows
+        assert {row["status"] for row in rows} == {"ok"}
