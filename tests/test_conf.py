@@ -26,12 +26,15 @@ def composed(*overrides):
     return cfg
 
 
-@pytest.mark.parametrize(
-    ("method", "data", "backbone"), list(itertools.product(names("method"), names("data"), names("backbone")))
-)
-def test_every_combination_fits(method, data, backbone):
-    tree = build.resolve(composed(f"method={method}", f"data={data}", f"backbone={backbone}"))
-    assert tree["method"]["backbone"] == tree["backbone"]
+@pytest.mark.parametrize(("method", "data"), list(itertools.product(names("method"), names("data"))))
+def test_every_method_fits_every_data_set(method, data):
+    build.resolve(composed(f"method={method}", f"data={data}"))
+
+
+@pytest.mark.parametrize(("method", "backbone"), list(itertools.product(names("method"), names("backbone"))))
+def test_every_method_fits_every_backbone(method, backbone):
+    tree = build.resolve(composed(f"method={method}", f"backbone={backbone}"))
+    assert tree["method"].get("backbone", tree["backbone"]) == tree["backbone"]
 
 
 @pytest.mark.parametrize("experiment", names("experiment"))

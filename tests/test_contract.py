@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from fewspect.engine import build, folders
 from fewspect.errors import UserError
 from fewspect.methods.base import Method, digest
+from fewspect.methods.detector import Detector
 from fewspect.methods.segmenter import Segmenter
 from fewspect.types import DataInfo, Episode, Prediction, Support
 
@@ -34,9 +35,14 @@ def class_of(path):
 
 CLASSES = {p.stem: class_of(p) for p in sorted((CONF / "method").glob("*.yaml"))}
 SEGMENTERS = [name for name, kind in CLASSES.items() if issubclass(kind, Segmenter)]
-LEARNERS = [name for name, kind in CLASSES.items() if kind.fit_kind == "gradient"]
+DETECTORS = [name for name, kind in CLASSES.items() if issubclass(kind, Detector)]
+GRADIENT = [name for name, kind in CLASSES.items() if kind.fit_kind == "gradient"]
+FITTED = [name for name, kind in CLASSES.items() if kind.fit_kind != "none"]
 EVERY = pytest.mark.parametrize("name", SEGMENTERS)
-LEARNING = pytest.mark.parametrize("name", LEARNERS)
+LEARNING = pytest.mark.parametrize("name", GRADIENT)
+SAVED = pytest.mark.parametrize("name", FITTED)
+SPECIAL = {name: ("data.side=128",) for name in ("bergmann_ae", "red_net", "ssim_ae_lite")}
+"""Overrides of methods whose code would have no cell, or a single one, at ``SIDE`` pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,7 @@ def tree(root):
             f"data.side={SIDE}",
             "data.workers=0",
             "data.batch_size=2",
+            "data.test_episodes=16",
             f"data.reader.side={SIDE}",
             "data.reader.images_per_class=3",
             "data.reader.val_per_class=1",
@@ -64,7 +71,7 @@ def tree(root):
             f"+data.reader.defects=[{','.join(DEFECTS)}]",
         )
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return build.resolve(compose("config", [*small, *overrides]))
+            return build.resolve(compose("config", [*small, *SPECIAL.get(name, ()), *overrides]))
 
     return made
 
@@ -100,7 +107,12 @@ def contents(method):
 
 
 def same(one, two):
-    return all(torch.equal(getattr(one, k), getattr(two, k)) for k in ("prob", "mask", "score"))
+    pairs = [(getattr(one, k), getattr(two, k)) for k in ("prob", "mask", "score", "decision")]
+    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
+
+
+def answer(method, episode):
+    return method.answers([episode])[0]
 
 
 def trainer(folder, **options):
@@ -119,7 +131,8 @@ def trainer(folder, **options):
 
 def test_there_is_something_to_test():
     assert SEGMENTERS
-    assert LEARNERS
+    assert DETECTORS
+    assert {"gradient", "single_pass"} <= {CLASSES[name].fit_kind for name in FITTED}
 
 
 # -- answers -------------------------------------------------------------------------------------------------
@@ -155,13 +168,13 @@ def test_queries_are_answered_one_by_one_or_together(ready, name):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-@EVERY
+@LEARNING
 def test_two_calls_and_two_builds_are_bit_equal(parts, name):
     (data, one), (_, two) = parts(name), parts(name)
     episode = data.dataset("test")[1]
-    first = one.evaluate_episode(episode)
-    assert same(first, one.evaluate_episode(episode))
-    assert same(first, two.evaluate_episode(episode))
+    first = answer(one, episode)
+    assert same(first, answer(one, episode))
+    assert same(first, answer(two, episode))
     assert digest(one) == digest(two)
 
 
@@ -220,6 +233,8 @@ def test_the_anomaly_map_ignores_labels_and_names(ready, name):
 @LEARNING
 def test_gradients_reach_every_trainable_parameter(parts, name):
     data, method = parts(name)
+    if not method.automatic_optimization:
+        pytest.skip("its own tests step its optimisers")
     losses = method.train().losses([data.dataset("train")[i] for i in range(2)])
     assert all(v.ndim == 0 and v.isfinite() for v in losses.values())
     torch.stack(list(losses.values())).sum().backward()
@@ -231,21 +246,27 @@ def test_gradients_reach_every_trainable_parameter(parts, name):
 
 
 @LEARNING
-def test_half_precision_stays_close(ready, name):
-    data, method = ready(name)
+def test_half_precision_stays_close(parts, name):
+    data, method = parts(name)
+    for part in method.modules():  # an untrained network says nothing with the statistics it starts from
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.train()
+    if not method.automatic_optimization:
+        pytest.skip("its own tests step its optimisers")
     batch = [data.dataset("train")[i] for i in range(2)]
     exact = method.losses(batch)
     with torch.autocast("cpu", torch.bfloat16):
         half = method.losses(batch)
-        rough = method.evaluate_episode(data.dataset("test")[0])
+        method.eval()
+        rough = answer(method, data.dataset("test")[0])
     assert {k: v.dtype for k, v in half.items()} == {k: v.dtype for k, v in exact.items()}
     assert all(abs(half[k] - exact[k]) < 0.05 * exact[k].abs() + 0.02 for k in exact)
     assert any(not torch.equal(half[k], exact[k]) for k in exact), "autocast did nothing"
-    sharp = method.evaluate_episode(data.dataset("test")[0])
+    sharp = answer(method, data.dataset("test")[0])
     assert (rough.prob - sharp.prob).abs().mean() < 0.05
 
 
-@LEARNING
+@EVERY
 def test_episodes_of_a_batch_do_not_mix(parts, name):
     """Different numbers of views are filled up with views of count 0, whatever those show."""
     data, method = parts(name, "data.crop_size=32")
@@ -294,7 +315,9 @@ def saved(parts, tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             data, method = parts(name)
             start = digest(method)
-            fit = trainer(folder, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+            detects = name in DETECTORS  # their validation sets the thresholds
+            limits = {"limit_train_batches": 2, "limit_val_batches": 3 if detects else 0}
+            fit = trainer(folder, max_epochs=1, **limits)
             fit.fit(method, datamodule=data)
             fit.save_checkpoint(folder / "x.ckpt")
             assert digest(method) != start, "nothing was learnt"
@@ -304,24 +327,25 @@ def saved(parts, tmp_path_factory):
     return made
 
 
-@LEARNING
+@SAVED
 def test_a_checkpoint_restores_the_answers(saved, parts, tmp_path, name):
     data, method, path = saved(name)
     _, other = parts(name, "seed=5")
     episode = data.dataset("test")[0]
-    expected = method.evaluate_episode(episode)
-    assert not same(other.evaluate_episode(episode), expected)
+    expected = answer(method, episode)
+    if method.fit_kind == "gradient":
+        assert not same(answer(other, episode), expected)
     test = trainer(tmp_path, limit_test_batches=1)
     test.test(other, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-    assert same(other.eval().evaluate_episode(episode), expected)
+    assert same(answer(other.eval(), episode), expected)
+    assert (expected.decision is not None) == (name in DETECTORS)
 
 
-@LEARNING
+@SAVED
 def test_a_checkpoint_holds_plain_values_and_nothing_frozen(saved, name):
     data, method, path = saved(name)
     content = torch.load(path, weights_only=True)
     frozen = {f"{part}.{k}" for part, module in method.frozen_parts() for k in module.state_dict()}
-    assert frozen
     assert content["state_dict"].keys() == method.state_dict().keys() - frozen
     kinds = {type(leaf) for leaf in leaves(content)}
     assert kinds <= {torch.Tensor, torch.nn.Parameter, int, float, str, bool, type(None)}, kinds
@@ -337,15 +361,17 @@ def leaves(value):
     return [leaf for item in value for leaf in leaves(item)]
 
 
-@LEARNING
+@SAVED
 @pytest.mark.parametrize("change", ["values", "layers"])
 def test_another_backbone_is_refused(saved, parts, tmp_path, name, change):
-    data, _, path = saved(name)
+    data, trained, path = saved(name)
+    if not [*trained.frozen_parts()]:
+        pytest.skip("it has no backbone")
     _, other = parts(name, *(["backbone.layers=[4,5,6]"] if change == "layers" else []))
     if change == "values":
         _, backbone = next(other.frozen_parts())
         next(backbone.parameters()).data.view(-1)[0] += 1
-    with pytest.raises(UserError, match=r"another net\.backbone"):
+    with pytest.raises(UserError, match=r"another (net\.)?backbone"):
         trainer(tmp_path).test(other, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
 
 

@@ -230,7 +230,7 @@ def test_decisions_that_are_resized_are_cut_at_nine_tenths_as_in_the_original():
             heat[y, x] = aligned(answer[0], y * 7 / 15, x * 7 / 15)
     assert torch.equal(hard.extra["votes"][0], expected)
     assert hard.extra["votes"].sum() < decided.sum() * 4, "erodes"
-    assert torch.allclose(hard.prob[0], heat, atol=1e-6), "the original aligns the corners of its heat map, too"
+    assert torch.allclose(hard.prob[0], heat, atol=1e-6), "corners are aligned, too"
     assert not torch.equal(hard.prob, soft.prob)
     assert 0 < soft.extra["votes"].frac().max() < 1
 

@@ -23,20 +23,24 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("user")
     defects = ["blob", "hole"]
     write(place / "my_parts", "pairs_binary", products=["wood"], defects=defects, side=64, images=6, good=8)
-    done = run(*FAST, "hydra.run.dir=logs/sofs/toy/first", cwd=place)
-    assert done.returncode == 0, done.stderr
+    for name, good in (("good_parts", 6), ("new_parts", 2)):
+        write(place / name, "flat", products=["wood"], defects=[], side=64, images=0, good=good)
+    detect = ("method=patch_nn", "data=folder", "data.root=good_parts", "data.workers=0", "trainer=cpu")
+    for options, folder in ((FAST, "logs/sofs/toy/first"), (detect, "logs/patch_nn/folder/first")):
+        done = run(*options, f"hydra.run.dir={folder}", cwd=place)
+        assert done.returncode == 0, done.stderr
     return place
 
 
 def test_the_section_has_commands():
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 7
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "SOFS_model.pth" not in c])
 def test_a_command_of_the_readme_runs(line, place):
     """The authors' checkpoint (370 MB) is left to tests/methods/test_sofs_checkpoint.py."""
-    arguments = line.replace("logs/sofs/toy/<run>", "logs/sofs/toy/first").split()
+    arguments = line.replace("<run>", "first").split()
     smoke = () if any(a.startswith("run=") for a in arguments) else ("trainer=smoke",)
     done = run(*arguments, *SMALL, *smoke, cwd=place)
     assert done.returncode == 0, done.stderr

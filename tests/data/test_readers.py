@@ -55,7 +55,7 @@ def test_mvtec(tmp_path):
         assert {k: len(v) for k, v in index.normals("train").items()} == {"nut": 3} and not index.problems
     assert counts(mvtec.read(str(tmp_path), test_classes=["cut"]), "train") == {"bent": 2}
     with pytest.raises(UserError, match="no category bolt"):
-        mvtec.read(str(tmp_path), categories=["bolt"])
+        mvtec.read(str(tmp_path), category="bolt")
     (tmp_path / "nut" / "ground_truth" / "cut" / "0_mask.png").unlink()
     assert [p.kind for p in mvtec.read(str(tmp_path)).problems] == ["missing-mask"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewspect.data.index import load_mask
-from fewspect.data.readers import defect_spectrum, folder, magnetic_tile, mvtec, vision
+from fewspect.data.readers import defect_spectrum, folder, magnetic_tile, mvtec, visa, vision
 from fewspect.data.readers.toy import read
 from fewspect.data.toy import DEFECTS, LAYOUTS, PRODUCTS, draw, write
 from fewspect.data.toy.defects import CATALOGUE
@@ -35,7 +35,9 @@ READERS = {
     "vision": lambda root: vision.read(root, test_objects=["tile"]),
     "vision_rle": lambda root: vision.read(root, test_objects=["tile"]),
     "defect_spectrum": lambda root: defect_spectrum.read(root, objects=["wood"], test_objects=["tile"]),
+    "visa": visa.read,
 }
+WITHOUT_MASKS = {"classes", "chip", "flat"}
 
 
 @settings(deadline=None, max_examples=40)
@@ -111,7 +113,7 @@ def test_a_full_folder_is_refused(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(UserError, match="not empty"):
         write(tmp_path, "mvtec", **SMALL)
-    assert set(LAYOUTS) == {*READERS, "classes"}
+    assert set(LAYOUTS) == {*READERS, *WITHOUT_MASKS}
 
 
 def _write(root):

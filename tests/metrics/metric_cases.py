@@ -2,6 +2,7 @@
 
 import torch
 
+from fewspect.metrics import bins
 from fewspect.types import Episode, Prediction
 
 
@@ -49,6 +50,13 @@ def cases(number, seed=0, products=("a", "b", "ö/ü")):
                 episode(mask, product=product, classes=classes, index=i, paths=paths),
             )
         )
+    return result
+
+
+def histogram(score):
+    """(M,) array of the bins of a tensor."""
+    result = torch.zeros(bins.NUM_BINS, dtype=torch.int64)
+    bins.count(result, score)
     return result
 
 

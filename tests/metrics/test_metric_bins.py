@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_cases import histogram
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from fewspect.metrics import bins
@@ -18,8 +19,8 @@ SHAPES = {  # score of (rng, label), allowed error of AUROC and AP
 
 
 def histograms(score, label):
-    place = bins.bin_of(torch.as_tensor(score, dtype=torch.float32))
-    return tuple(bins.histogram(place, torch.as_tensor(label == k)).numpy() for k in (1, 0))
+    score = torch.as_tensor(score, dtype=torch.float32)
+    return tuple(histogram(score[torch.as_tensor(label == k)]).numpy() for k in (1, 0))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -102,15 +103,14 @@ def test_aupro_matches_slow_reference(seed, limit):
     regions, negative, count = np.zeros(bins.NUM_BINS), np.zeros(bins.NUM_BINS), 0
     for score, mask in zip(maps, masks, strict=True):
         place = bins.bin_of(torch.tensor(score)).numpy()
-        weights, number = bins.region_histogram(place, mask)
-        regions, count = regions + weights, count + number
+        count += bins.components(mask)[1]
+        regions += np.bincount(place[mask], weights=bins.region_weights(mask), minlength=bins.NUM_BINS)
         negative += np.bincount(place[~mask], minlength=bins.NUM_BINS)
     assert regions.sum() == pytest.approx(count)
     assert bins.aupro(regions, negative, limit) == pytest.approx(slow_aupro(maps, masks, limit), abs=1e-9)
 
 
 def test_aupro_of_a_perfect_map_is_one():
-    place = bins.bin_of(torch.tensor([[0.9, 0.1], [0.1, 0.1]])).numpy()
-    mask = np.array([[True, False], [False, False]])
-    negative = np.bincount(place[~mask], minlength=bins.NUM_BINS)
-    assert bins.aupro(bins.region_histogram(place, mask)[0], negative, 0.05) == pytest.approx(1.0)
+    prob, mask = torch.tensor([[0.9, 0.1], [0.1, 0.1]]), torch.tensor([[True, False], [False, False]])
+    positive, negative = (histogram(prob[part]).numpy() for part in (mask, ~mask))
+    assert bins.aupro(positive, negative, 0.05) == pytest.approx(1.0)

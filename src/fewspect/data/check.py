@@ -149,7 +149,7 @@ def _hints(problems: list[Problem]) -> list[str]:
     kinds = {p.kind for p in problems}
     advice = {
         "inverted": "If the masks mark good pixels, set data.reader.mask_invert=true.",
-        "wrong-size": "Save every mask at the size of its image.",
+        "wrong-size": "Save every mask at the size of its image, or set data.reader.resize_masks=true.",
         "missing-mask": "Name masks like their images, or add their ending to data.reader.mask_suffixes.",
         "two-masks": "Keep one mask per image, or shorten data.reader.mask_suffixes.",
         "duplicate": "Remove the copies: a score on images that were in the support is worthless.",

@@ -5,10 +5,11 @@ resumes exactly. Training shows all (class, image) entries in a new order each e
 evaluation has a fixed list.
 """
 
+import filecmp
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewspect.data.crops import Change, Cropper, View
-from fewspect.data.entries import Entry, EntryTable, candidates, pick
+from fewspect.data.entries import ANOMALY, Entry, EntryTable, candidates, pick
 from fewspect.data.index import load_image, load_mask
 from fewspect.draws import rng
 from fewspect.errors import UserError
@@ -190,7 +191,7 @@ class EpisodeDataset(Dataset[Episode]):
         """Entry of episode i: shuffled passes in training, evenly spread over the list in evaluation."""
         number = len(self.entries)
         if self.train:
-            return int(_order(self.seed, self.name, epoch, i // number, number)[i % number])
+            return int(order(self.seed, self.name, epoch, i // number, number)[i % number])
         return i * number // self._length if self._length < number else i % number
 
     def _more_queries(
@@ -204,26 +205,27 @@ class EpisodeDataset(Dataset[Episode]):
         """Views, their labels, and whether the query is to be looked at in one piece."""
         views: list[View] = []
         large = []
-        for sample in roles.supports:
+        apart = self.cropper.parity
+        for sample, count in _counted(roles.supports, roles.entry.classes, apart=apart):
             mask = _union(sample, roles.entry.classes)
             large.append(self.cropper.is_large(mask))
-            views += self.cropper.support(load_image(sample), mask, r, self.change)
+            views += _times(count, self.cropper.support(load_image(sample), mask, r, self.change))
         labels = [1] * len(views)
         whole = all(large) if large else self.recipe.whole
-        for sample in roles.normals:
-            views += self.cropper.normal(load_image(sample), r, self.change, whole=whole)
+        for sample, count in _counted(roles.normals, (), apart=apart):
+            views += _times(count, self.cropper.normal(load_image(sample), r, self.change, whole=whole))
         return views, labels + [0] * (len(views) - len(labels)), whole
 
     def _queries(self, roles: Roles, r: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Query images, masks and labels."""
         if not self.train:
             image = load_image(roles.queries[0])
-            mask, label = _truth(roles.queries[0], roles.entry, image.shape[1:])
+            mask, label = truth(roles.queries[0], roles.entry, image.shape[1:])
             return image[None], mask[None], torch.tensor([label])
         views = []
         for sample in roles.queries:
             image = load_image(sample)
-            mask, _ = _truth(sample, roles.entry, image.shape[1:])
+            mask, _ = truth(sample, roles.entry, image.shape[1:])
             views.append(self.cropper.query(image, mask, r, self.change))
         masks = torch.stack([v.mask for v in views])  # (Q, side, side)
         return torch.stack([v.image for v in views]), masks, (masks == 1).flatten(1).any(1).long()
@@ -231,6 +233,35 @@ class EpisodeDataset(Dataset[Episode]):
 
 def _unchanged(image: Tensor, mask: Tensor, _r: np.random.Generator) -> tuple[Tensor, Tensor]:
     return image, mask
+
+
+def _counted(
+    samples: Sequence[Sample], classes: Sequence[str], *, apart: bool
+) -> list[tuple[Sample, int]]:
+    """Every picture once, with its number: copies of a file (with the same mask) show the same crops.
+
+    ``apart``: one by one all the same, as the original does.
+    """
+    if apart:
+        return [(sample, 1) for sample in samples]
+    counts: dict[int, int] = {}  # place of a picture's first copy -> number of copies
+    for i, sample in enumerate(samples):
+        first = next((k for k in counts if _same(samples[k], sample, classes)), i)
+        counts[first] = counts.get(first, 0) + 1
+    return [(samples[i], count) for i, count in counts.items()]
+
+
+def _same(one: Sample, other: Sample, classes: Sequence[str]) -> bool:
+    """Equal files (contents are compared when sizes are equal, and remembered) and equal masks."""
+    if one == other:
+        return True
+    if not filecmp.cmp(one.image, other.image, shallow=False):
+        return False
+    return not classes or torch.equal(_union(one, classes), _union(other, classes))
+
+
+def _times(count: int, views: list[View]) -> list[View]:
+    return [replace(v, count=v.count * count) for v in views]
 
 
 def _union(sample: Sample, classes: Sequence[str]) -> Tensor:
@@ -241,11 +272,13 @@ def _union(sample: Sample, classes: Sequence[str]) -> Tensor:
     return mask
 
 
-def _truth(sample: Sample, entry: Entry, size: torch.Size) -> tuple[Tensor, int]:
+def truth(sample: Sample, entry: Entry, size: torch.Size) -> tuple[Tensor, int]:
     """Mask (H, W) and label of a query; all ``IGNORE`` when the pixels are not known, -1 when nothing is."""
     classes = [c for c in (entry.classes or tuple(sample.regions)) if c in sample.regions]
     if classes:
         mask = _union(sample, classes)
+        if entry.name == ANOMALY and sample.label > 0 and not mask.any():  # labelled, not drawn
+            return torch.full(size, IGNORE, dtype=torch.uint8), 1
         return mask, int(mask.any())
     if sample.label == 0 or sample.regions:
         return torch.zeros(size, dtype=torch.uint8), 0
@@ -253,6 +286,6 @@ def _truth(sample: Sample, entry: Entry, size: torch.Size) -> tuple[Tensor, int]
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, name: str, epoch: int, turn: int, number: int) -> np.ndarray:
+def order(seed: int, name: str, epoch: int, turn: int, number: int) -> np.ndarray:
     """Order of one pass over the entries, a pure function of its arguments."""
     return rng(seed, f"order/{name}", epoch, turn).permutation(number)

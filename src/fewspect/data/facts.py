@@ -62,7 +62,8 @@ def look(sample: Sample) -> Facts:
     area = {}
     for cls, regions in sample.regions.items():
         try:
-            area[cls] = int(rasterise(regions, height, width, upright).sum())
+            mask = rasterise(regions, height, width, upright, resize=resizes_masks(sample))
+            area[cls] = int(mask.sum())
         except UserError as error:
             problems.append(Problem(path, _mask_kind(error), error.message))
     return Facts(height, width, upright, area, (*problems, *_judge(sample, area, height * width)))
@@ -87,6 +88,11 @@ def white_level(sample: Sample) -> int | None:
     """The reader's ``white_level``, carried in ``meta``."""
     value = sample.meta.get("white_level")
     return None if value is None else int(value)
+
+
+def resizes_masks(sample: Sample) -> bool:
+    """The reader's ``resize_masks``, carried in ``meta``."""
+    return bool(sample.meta.get("resize_masks", False))
 
 
 def decode_problems(sample: Sample) -> list[Problem]:

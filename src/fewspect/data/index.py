@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from fewspect.data.facts import Facts, decode_problems, duplicates, is_upright, look, pixel_cap, white_level
+from fewspect.data.facts import (
+    Facts,
+    decode_problems,
+    duplicates,
+    is_upright,
+    look,
+    pixel_cap,
+    resizes_masks,
+    white_level,
+)
 from fewspect.data.images import image_size, read_image
 from fewspect.data.masks import rasterise
 from fewspect.data.problems import Problem
@@ -50,11 +59,11 @@ def load_mask(sample: Sample, cls: str) -> Tensor:
     """Mask of one class in a sample, (H, W) uint8 in {0, 1}; all zero when the class is absent.
 
     Raises:
-        UserError: A mask is unreadable or has another size than the image.
+        UserError: A mask is unreadable, or has another size than the image and may not be resized.
     """
     upright = is_upright(sample)
     height, width = image_size(sample.image, max_pixels=pixel_cap(sample), upright=upright)
-    return rasterise(sample.regions.get(cls, ()), height, width, upright)
+    return rasterise(sample.regions.get(cls, ()), height, width, upright, resize=resizes_masks(sample))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ VOID = 255
 Bools = NDArray[np.bool_]
 
 
-def rasterise(regions: Iterable[Region], height: int, width: int, upright: bool = True) -> Tensor:
+def rasterise(
+    regions: Iterable[Region], height: int, width: int, upright: bool = True, *, resize: bool = False
+) -> Tensor:
     """Union of ``regions`` as one mask.
 
     Args:
@@ -45,6 +47,7 @@ def rasterise(regions: Iterable[Region], height: int, width: int, upright: bool 
         height: Image height in pixels.
         width: Image width in pixels.
         upright: Apply the EXIF orientation of mask files (False when the image is used unrotated as well).
+        resize: Bring mask files of another size to the image's.
 
     Returns:
         (height, width) uint8 in {0, 1}.
@@ -64,7 +67,7 @@ def rasterise(regions: Iterable[Region], height: int, width: int, upright: bool 
         elif region.kind == "rle":
             mask |= rle.decode(region.counts, height, width)
         else:
-            mask |= _from_file(region, height, width, upright)
+            mask |= _from_file(region, height, width, upright, resize)
     return torch.from_numpy(mask.astype(np.uint8))
 
 
@@ -74,17 +77,32 @@ def _paint_box(mask: Bools, x: float, y: float, width: float, height: float) -> 
     mask[top : max(round(y + height), 0), left : max(round(x + width), 0)] = True
 
 
-def _from_file(region: Region, height: int, width: int, upright: bool) -> Bools:
+def _from_file(region: Region, height: int, width: int, upright: bool, resize: bool) -> Bools:
     assert region.path is not None
     if region.values:
         mask = np.isin(read_index(region.path, upright=upright), region.values)
     else:
         mask, _ = decode_mask(region.path, upright=upright)
-    if mask.shape != (height, width):
-        size = f"mask is {mask.shape[0]} x {mask.shape[1]}, its image {height} x {width} (height x width)"
-        swapped = " (height and width are swapped)" if mask.shape == (width, height) else ""
-        raise UserError(f"{region.path}: {size}{swapped}", "Save the mask at the size of its image.")
-    return ~mask if region.invert else mask
+    mask = ~mask if region.invert else mask
+    if mask.shape == (height, width):
+        return mask
+    swapped = mask.shape == (width, height)
+    if resize and not swapped:
+        return _resized(mask, height, width)
+    size = f"mask is {mask.shape[0]} x {mask.shape[1]}, its image {height} x {width} (height x width)"
+    if swapped:
+        raise UserError(f"{region.path}: {size} (height and width are swapped)", "Turn the mask.")
+    hint = "Save the mask at the size of its image, or set data.reader.resize_masks=true."
+    raise UserError(f"{region.path}: {size}", hint)
+
+
+def _resized(mask: Bools, height: int, width: int) -> Bools:
+    """Nearest pixel when enlarged; when reduced, one pixel is enough, so that no defect is lost."""
+    rows, columns = (
+        np.arange(new) * old // new for new, old in zip((height, width), mask.shape, strict=True)
+    )  # first source pixel of every target pixel
+    tall = np.logical_or.reduceat(mask, rows, axis=0)
+    return np.logical_or.reduceat(tall, columns, axis=1)
 
 
 def mask_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:

@@ -11,20 +11,23 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from fewspect.data.crops import Cropper
+from fewspect.data import classic
+from fewspect.data.crops import Change, Cropper
 from fewspect.data.entries import EntryTable, class_entries, normal_entries
 from fewspect.data.episodes import EpisodeDataset, Recipe
 from fewspect.data.index import Index
+from fewspect.data.plain import PlainDataset, good
 from fewspect.data.sharding import ResumableSampler, ShardSampler
 from fewspect.data.splits import group_of
 from fewspect.data.transforms import Augment
 from fewspect.draws import key
 from fewspect.errors import UserError
-from fewspect.types import DataInfo, Episode
+from fewspect.types import DataInfo, Episode, Sample
 
 log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test", "predict"]
+Datasets = EpisodeDataset | PlainDataset
 
 VAL_SHARE = 0.2
 """Share of the training groups that is held back where the reader makes no ``val`` split."""
@@ -33,15 +36,25 @@ VAL_SHARE = 0.2
 class DataModule(pl.LightningDataModule):
     """Few-shot episodes of a data set; every batch is a ``list[Episode]``.
 
-    ``shot=0`` with ``normal_shot > 0`` means few-shot anomaly detection: good supports, every image is asked.
+    ``protocol=episodic``: few-shot tasks with supports. ``shot=0`` with ``normal_shot > 0`` means few-shot
+    anomaly detection: good supports, every image is asked.
+    ``protocol=plain``: good images to learn from and every image to ask about, for unsupervised detectors;
+    the options about supports and crops have no effect.
 
     Args:
-        reader: Function that returns an ``Index``; given ``root`` and ``fold`` if it takes them.
+        reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
+        protocol: What an item is, see above.
         root: Folder of the data set; None = the reader's default.
         fold: Fold of the data set; None = the reader's default.
+        category: Product or products to read; None or ``all`` = every one.
         side: Side of the network input in pixels.
+        zoom: ``plain``: side to which a training image is brought before a square of ``side`` is cut out of
+            it; None = ``side``.
         crop_size: Side of a crop in image pixels; None = ``side``.
-        shot: Defective support images per episode.
+        shot: ``episodic``: defective support images per episode. ``plain``: good training images per product;
+            None = all.
+        hold_out: ``plain``: thresholds are set on good images that were not learned from; false for detectors
+            that leave an image out when they judge it, which then learn from all.
         normal_shot: Good support images per episode.
         query: Query images per training episode.
         crops_per_support: Views per support image.
@@ -58,7 +71,8 @@ class DataModule(pl.LightningDataModule):
         repeats: Test: how often every entry is asked, with other supports each time.
         batch_size: Training episodes per step and process.
         workers: Loader processes; at most the number of cores.
-        augment: Whether training views are augmented.
+        augment: Training views: false = as they are; true = the protocol's default; ``plain``: or one of
+            ``classic.PRESETS``.
         seed: Seed of all draws.
         on_bad_file: ``strict`` = refuse the data set, ``skip`` = leave bad files out.
     """
@@ -67,11 +81,15 @@ class DataModule(pl.LightningDataModule):
         self,
         reader: Callable[..., Index],
         *,
+        protocol: Literal["episodic", "plain"] = "episodic",
         root: str | None = None,
         fold: int | str | None = None,
+        category: str | Sequence[str] | None = None,
         side: int = 128,
+        zoom: int | None = None,
         crop_size: int | None = None,
-        shot: int = 1,
+        shot: int | None = 1,
+        hold_out: bool = True,
         normal_shot: int = 0,
         query: int = 1,
         crops_per_support: int = 4,
@@ -88,19 +106,15 @@ class DataModule(pl.LightningDataModule):
         repeats: int = 1,
         batch_size: int = 1,
         workers: int = 0,
-        augment: bool = True,
+        augment: bool | str = True,
         seed: int = 0,
         on_bad_file: Literal["strict", "skip"] = "strict",
     ) -> None:
         super().__init__()
-        if shot + normal_shot < 1:
-            raise UserError(
-                "An episode without supports was asked for.", "Set data.shot or data.normal_shot."
-            )
-        taken = inspect.signature(reader).parameters
-        given = {"root": root, "fold": fold}
-        self._read = lambda: reader(**{k: v for k, v in given.items() if v is not None and k in taken})
-        self.recipe = Recipe(shot, normal_shot, query, same_group, normal_query_prob, whole)
+        self.protocol, self.shot, self.hold_out, self.zoom = protocol, shot, hold_out, zoom
+        self._refuse(normal_shot)
+        self._read = reading(reader, root=root, fold=fold, category=category)
+        self.recipe = Recipe(shot or 0, normal_shot, query, same_group, normal_query_prob, whole)
         low, high = crop_ratio
         self.cropper = Cropper(
             side,
@@ -114,10 +128,10 @@ class DataModule(pl.LightningDataModule):
         self.limits = {"train": episodes, "val": val_episodes, "test": test_episodes, "predict": None}
         self.repeats, self.batch_size, self.seed = repeats, batch_size, seed
         self.on_bad_file: Literal["strict", "skip"] = on_bad_file
-        self.augment = Augment() if augment else None
+        self.augment = _augmentation(protocol, augment)
         self.workers = _capped(workers)
         self._index: Index | None = None
-        self._sets: dict[str, EpisodeDataset] = {}
+        self._sets: dict[str, Datasets] = {}
         self._resumed = (0, 0)
 
     @property
@@ -132,27 +146,41 @@ class DataModule(pl.LightningDataModule):
     def info(self) -> DataInfo:
         """What a method may know."""
         index = self.index
-        detect = self.recipe.shot == 0
-        return DataInfo(index.classes, index.products, index.tasks, detect, self.cropper.side)
+        detect = self.protocol == "plain" or self.recipe.shot == 0
+        return DataInfo(
+            index.classes, index.products, index.tasks, detect, self.cropper.side, self.protocol
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Read the index, so that a bad folder is reported before anything else happens."""
         del stage  # every stage needs the same
         _ = self.index
 
-    def dataset(self, part: Part) -> EpisodeDataset:
+    def dataset(self, part: Part) -> Datasets:
         """The episodes of one part; made once."""
         if part not in self._sets:
-            self._sets[part] = self._make(part)
+            make = self._make_plain if self.protocol == "plain" else self._make
+            self._sets[part] = make(part)
         return self._sets[part]
+
+    @property
+    def tests(self) -> bool:
+        """Whether there is anything to test on; a folder of good parts has nothing."""
+        return self.protocol != "plain" or bool(self._asked("test"))
 
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
         self._resumed = (epoch, start * self.batch_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of ``batch_size`` episodes in a new order every epoch."""
+        """Batches of ``batch_size`` episodes in a new order every epoch.
+
+        A method that sees the data in a single pass gets every item once, in order, in every process.
+        """
         episodes = self.dataset("train")
+        learner = self.trainer.lightning_module if self.trainer else None
+        if getattr(learner, "fit_kind", "") == "single_pass":
+            return self._loader(episodes, ShardSampler(len(episodes)), self.batch_size)
         sampler = ResumableSampler(len(episodes), *self._place, self.batch_size)
         sampler.resume(*self._resumed)
         return self._loader(episodes, sampler, self.batch_size)
@@ -178,7 +206,7 @@ class DataModule(pl.LightningDataModule):
         episodes = self.dataset(part)
         return self._loader(episodes, ShardSampler(len(episodes), *self._place), batch_size)
 
-    def _loader(self, episodes: EpisodeDataset, sampler: Sampler[int], batch_size: int) -> DataLoader:
+    def _loader(self, episodes: Datasets, sampler: Sampler[int], batch_size: int) -> DataLoader:
         return DataLoader(
             episodes,
             batch_size=batch_size,
@@ -210,6 +238,45 @@ class DataModule(pl.LightningDataModule):
             shared=part == "predict" and split != support,
         )
 
+    def _make_plain(self, part: Part) -> PlainDataset:
+        if part in ("train", "val"):
+            known, held = good(self.index, self.shot, self.seed, hold_out=self.hold_out)
+            samples = known if part == "train" else held
+        else:
+            samples = self._asked(part)
+        return PlainDataset(
+            samples,
+            part,
+            side=self.cropper.side,
+            zoom=self.zoom,
+            train=part == "train",
+            augment=self.augment,
+            length=self.limits[part],
+            seed=self.seed,
+        )
+
+    def _asked(self, part: Part) -> list[Sample]:
+        """Images of an evaluation: the split's; for a test every defect beside, since none was learned from.
+
+        A folder of images without splits, say of new parts, is asked about as a whole.
+        """
+        split = _splits(self.index, part)[0]
+        every = self.index.samples
+        chosen = [s for s in every if s.split == split or (part == "test" and s.label > 0)]
+        if part == "predict" and not chosen:
+            return [replace(s, regions={}, label=-1) for s in every]
+        return chosen
+
+    def _refuse(self, normal_shot: int) -> None:
+        if self.protocol == "plain" and self.shot is not None and self.shot < 1:
+            raise UserError(
+                f"data.shot={self.shot}: a detector learns from good images.", "Set data.shot=null for all."
+            )
+        if self.protocol == "episodic" and (self.shot or 0) + normal_shot < 1:
+            raise UserError(
+                "An episode without supports was asked for.", "Set data.shot or data.normal_shot."
+            )
+
     def _table(self, split: str, support: str) -> EntryTable:
         shot, normal_shot, same = self.recipe.shot, self.recipe.normal_shot, self.recipe.same_group
         if shot == 0:
@@ -220,6 +287,32 @@ class DataModule(pl.LightningDataModule):
 def as_list(batch: list[Episode]) -> list[Episode]:
     """Episodes differ in size: a batch is their list."""
     return batch
+
+
+def reading(reader: Callable[..., Index], **options: object) -> Callable[[], Index]:
+    """Return the reader with those options that are given and that it takes.
+
+    Raises:
+        UserError: ``category`` is asked of a reader that knows no products.
+    """
+    if options.get("category") == "all":
+        options["category"] = None
+    given = {k: v for k, v in options.items() if v is not None}
+    taken = inspect.signature(reader).parameters
+    if "category" in given and "category" not in taken:
+        raise UserError(
+            f"data.category={given['category']}: this data set is not divided into categories.",
+            "Leave data.category out.",
+        )
+    return lambda: reader(**{k: v for k, v in given.items() if k in taken})
+
+
+def _augmentation(protocol: str, augment: bool | str) -> Change | None:
+    if not augment:
+        return None
+    if protocol == "episodic":
+        return Augment()
+    return classic.preset("upright" if augment is True else augment)
 
 
 def with_val(index: Index, seed: int = 0, share: float = VAL_SHARE) -> Index:

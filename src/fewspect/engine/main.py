@@ -63,11 +63,17 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
             log.warning(notice)
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "test") as s:
-        s.data.dataset("test")  # a test that cannot be made is told before the training
+        if s.data.tests:
+            s.data.dataset("test")  # a test that cannot be made is told before the training
+        else:
+            s.record.final = "fit"
         if s.method.fit_kind != "none":
             s.trainer.fit(s.method, datamodule=s.data, ckpt_path=start, weights_only=True)
         paths = [folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]
         best = next((p for p in paths if p.is_file()), None)
+        if not s.data.tests:
+            log.info("No defective image to test on; ask about new parts with mode=predict run=%s", folder)
+            return report(s)
         s.trainer.test(s.method, datamodule=s.data, ckpt_path=best, verbose=False, weights_only=True)
         return report(s)
 

@@ -117,7 +117,8 @@ def report(session: Session) -> float | None:
     if session.trainer.is_global_zero:
         if suite is not None and reached:
             totals = {k.removeprefix("test/"): v for k, v in reached.items()}
-            tables.show(suite.table(), totals, suite.notes(), "test")
+            tables.save(suite.table(), session.folder)
+            tables.show(suite.printed(), totals, suite.notes(), "test")
         tables.farewell(session.folder)
     objective = session.record.record.get("objective", {}).get("value")
     return (

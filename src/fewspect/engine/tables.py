@@ -1,5 +1,6 @@
 """What a finished run says: one table per class, the notes, and the run folder as the last line."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from rich.table import Table
 INTERVAL = "_ci95"
 COUNTS = ("classes", "episodes", "episodes_empty", "episodes_ignored")
 """Totals that are whole numbers; Lightning hands every metric back as a float."""
+
+MOST = 40
+"""Rows of a further table (say, of defect types) from which on it is left to the file."""
+
+FILE = "results.csv"
 
 Row = Mapping[str, str | int | float]
 
@@ -22,8 +28,9 @@ def result(rows: Sequence[Row], totals: Mapping[str, float], title: str) -> Tabl
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(str(row.get("class", "")), *(cell(row.get(column)) for column in columns))
-    table.add_section()
-    table.add_row("all", *(cell(totals.get(f"m{column}", totals.get(column))) for column in columns))
+    if totals:
+        table.add_section()
+        table.add_row("all", *(cell(totals.get(f"m{column}", totals.get(column))) for column in columns))
     plain = {
         k: v for k, v in totals.items() if "/" not in k and k not in columns and not k.endswith(INTERVAL)
     }
@@ -46,13 +53,29 @@ def cell(value: str | float | None) -> str:
     return "" if value is None else str(value)
 
 
-def show(rows: Sequence[Row], totals: Mapping[str, float], notes: Sequence[str], title: str) -> None:
-    """Print the table and the notes to the terminal."""
+def show(
+    tables: Mapping[str, Sequence[Row]], totals: Mapping[str, float], notes: Sequence[str], title: str
+) -> None:
+    """Print the main table (no title of its own) with totals, the others, and the notes to the terminal."""
     console = Console(width=None if Console().is_terminal else 160)
-    if rows or totals:
-        console.print(result(rows, totals, title))
+    for name, rows in sorted(tables.items(), reverse=True):  # the main one last
+        if len(rows) > MOST and name:
+            console.print(f"{name}: {len(rows)} rows, see {FILE}", highlight=False)
+        elif rows or (totals and not name):
+            console.print(result(rows, {} if name else totals, name or title))
     for note in notes:
         console.print(f"note: {note}", highlight=False)
+
+
+def save(rows: Sequence[Row], folder: Path) -> None:
+    """Write every row with all its columns to ``results.csv``."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    part = folder / f"{FILE}.part"
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(folder / FILE)
 
 
 def farewell(folder: Path) -> None:

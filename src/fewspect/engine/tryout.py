@@ -26,8 +26,7 @@ def explain(node: dict[str, Any]) -> None:
     options = dict(reader.keywords) if isinstance(reader, functools.partial) else {}
     read = reader.func if isinstance(reader, functools.partial) else reader
     taken = inspect.signature(read).parameters
-    if node.get("fold") is not None and "fold" in taken:
-        options["fold"] = node["fold"]
+    options |= {k: node[k] for k in ("fold", "category") if node.get(k) not in (None, "all") and k in taken}
     root = node.get("root") or taken["root"].default
     if root is not None:
         Console(width=None if Console().is_terminal else 120, highlight=False).print(

@@ -1,7 +1,7 @@
 """Optimisers and schedules from plain values, so that checkpoints hold nothing but numbers."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ def build(
     schedule: str = "constant",
     power: float = 0.9,
     warmup: int = 0,
+    epochs: int | None = None,
+    milestones: Sequence[float] = (),
+    decay: float = 10.0,
+    warmup_epochs: float = 0.0,
+    warmup_lr: float = 1e-6,
     **options: Any,  # noqa: ANN401 - handed to the named torch optimiser
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Make an optimiser and its per-step schedule.
@@ -35,9 +40,15 @@ def build(
         lr: Base learning rate.
         weight_decay: Applied to every parameter, norms and biases included (as the five systems do).
         groups: Name prefix -> factor on ``lr``; the longest matching prefix wins, others have factor 1.
-        schedule: ``constant``, ``poly`` or ``cosine``, see ``factor``.
+        schedule: ``constant``, ``poly`` or ``cosine``, see ``factor``; or ``steps``, see ``staircase``.
         power: Exponent of the poly schedule.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up; not for ``steps``.
+        epochs: ``steps``: number of epochs that the T steps are counted as, so that a shorter training runs
+            through the same plan; needed for it.
+        milestones: ``steps``: epochs after which the rate is divided by ``decay``.
+        decay: See there.
+        warmup_epochs: ``steps``: epochs of its linear warm-up.
+        warmup_lr: ``steps``: rate of the very first step.
         options: Further arguments of the torch optimiser, e.g. ``betas``.
 
     Raises:
@@ -54,7 +65,16 @@ def build(
         raise UserError(
             f"method.optimizer: {error}.", f"See torch.optim.{OPTIMIZERS[name].__name__}."
         ) from error
-    return optimizer, LambdaLR(optimizer, factor(schedule, steps, power=power, warmup=warmup))
+    if schedule != "steps":
+        return optimizer, LambdaLR(optimizer, factor(schedule, steps, power=power, warmup=warmup))
+    if not epochs:
+        raise UserError("method.optimizer.schedule=steps needs epochs.", "Set method.optimizer.epochs.")
+    per_epoch = steps / epochs
+    marks = [m * per_epoch for m in milestones]
+    start = warmup_lr / lr if lr else 0.0
+    return optimizer, LambdaLR(
+        optimizer, staircase(marks, decay, warmup=warmup_epochs * per_epoch, start=start)
+    )
 
 
 def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) -> Callable[[int], float]:
@@ -76,6 +96,29 @@ def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) ->
     def at(step: int) -> float:
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
         return ramp * decays[schedule]((step + 1) / max(1, steps))
+
+    return at
+
+
+def staircase(
+    milestones: Sequence[float], decay: float, *, warmup: float = 0.0, start: float = 0.0
+) -> Callable[[int], float]:
+    """Return the factor on the learning rate before step ``s`` (0-based), as the DeeCamp project has it.
+
+    A line from ``start`` at step 0 to 1 at step ``warmup``; from then on 1 / decay^k after k milestones. It
+    depends on the step alone, so a resumed training continues the line and does not begin another one.
+
+    Args:
+        milestones: Steps.
+        decay: Divisor at each of them.
+        warmup: Length of the line in steps.
+        start: Factor of the first step.
+    """
+
+    def at(step: int) -> float:
+        if step < warmup:
+            return start + (1 - start) * step / warmup
+        return decay ** -sum(step >= m for m in milestones)
 
     return at
 

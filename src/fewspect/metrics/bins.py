@@ -21,9 +21,15 @@ from scipy import ndimage
 from torch import Tensor
 
 MANTISSA = 10
-LOWEST, HIGHEST = 2.0**-32, 2.0**4
+LOWEST, HIGHEST = 2.0**-32, 2.0**20
+CHUNK = 1 << 16
+"""Scores that are binned at once: their intermediate results stay in the processor's cache."""
+
 SHIFT = 23 - MANTISSA
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+SLACK = 1e-9
+"""0.95 * 20 may lie above 19."""
+
+NEIGHBOURS = {8: np.ones((3, 3), dtype=bool), 4: ndimage.generate_binary_structure(2, 1)}
 
 
 def _bits(value: float) -> int:
@@ -38,41 +44,51 @@ NUM_BINS = 2 * TOP + 2 * HALF + 1
 
 def bin_of(score: Tensor) -> Tensor:
     """Bin of every score, monotone: any shape, float -> int64 in [0, NUM_BINS); NaN ranks lowest."""
-    score = torch.nan_to_num(score.float(), nan=-torch.inf)
-    low = score < 0.5
-    distance = torch.where(low, score, 1 - score)  # signed distance to the nearer end of [0, 1]
-    bits = distance.abs().contiguous().view(torch.int32) >> SHIFT
-    code = (bits - BASE).clamp(0, TOP) * torch.sign(distance).int()
-    return (TOP + torch.where(low, code, 2 * HALF - code)).long()
+    score = score.float()
+    distance = torch.minimum(score, 1 - score)  # signed distance to the nearer end of [0, 1]
+    ordinary = not distance.numel() or bool(distance.min() >= 0)  # all within [0, 1], no NaN
+    size = distance if ordinary else distance.abs()
+    code = (size.contiguous().view(torch.int32) >> SHIFT).sub_(BASE).clamp_(0, TOP)
+    if not ordinary:
+        code.mul_(distance.sign().int())
+    high = (0.5 - score).contiguous().view(torch.int32) >> 31  # -1 above 0.5, else 0
+    place = code.sub_(HALF).bitwise_xor_(high).sub_(high).add_(TOP + HALF)  # mirrored where high
+    return (place if ordinary else place.masked_fill_(score.isnan(), 0)).long()
 
 
-def histogram(bins: Tensor, where: Tensor) -> Tensor:
-    """Count the bins of the pixels where ``where`` is true: (M,) int64."""
-    return torch.bincount(bins[where], minlength=NUM_BINS)
-
-
-def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Label the regions of a boolean (H, W) mask under 8-neighbourhood from 1 on, and count them."""
-    label = np.zeros(mask.shape, dtype=np.int32)
-    return label, int(ndimage.label(mask, structure=EIGHT_NEIGHBOURS, output=label))  # type: ignore[arg-type]
-
-
-def region_histogram(bins: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, int]:
-    """Histogram of defect pixels, each weighted by one over the size of its region.
+def count(into: Tensor, score: Tensor, amount: int | Tensor = 1) -> None:
+    """Add scores to a histogram.
 
     Args:
-        bins: (H, W) int bins.
-        truth: (H, W) bool; regions are its components under 8-neighbourhood.
-
-    Returns:
-        (M,) float64 whose sum is the number of regions, and that number.
+        into: (M,) int64, changed.
+        score: Any shape, float.
+        amount: What each score adds; -1 takes it out again; or a tensor like ``score``.
     """
-    label, count = components(truth)
-    if not count:
-        return np.zeros(NUM_BINS), 0
+    flat = score.reshape(-1)
+    each = torch.as_tensor(amount, device=into.device).expand(score.shape).reshape(-1)
+    for part, add in zip(flat.split(CHUNK), each.split(CHUNK), strict=True):
+        into.scatter_add_(0, bin_of(part).to(into.device), add)
+
+
+def extent(mask: Tensor) -> tuple[slice, slice]:
+    """Smallest box of (H, W) that holds all pixels other than 0; an empty one where there is none."""
+    rows, columns = (torch.nonzero(mask.amax(axis)).flatten() for axis in (1, 0))
+    if not len(rows):
+        return slice(0), slice(0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, int]:
+    """Label the regions of a boolean (H, W) mask from 1 on, and count them; 8 or 4 neighbours connect."""
+    label = np.zeros(mask.shape, dtype=np.int32)
+    return label, int(ndimage.label(mask, structure=NEIGHBOURS[connectivity], output=label))  # type: ignore[arg-type]
+
+
+def region_weights(truth: np.ndarray, connectivity: int = 8) -> np.ndarray:
+    """One over the size of its region for every true pixel of (H, W) bool, in the order of ``x[truth]``."""
+    label, _ = components(truth, connectivity)
     member = label[truth]
-    weight = 1.0 / np.bincount(member)[1:]
-    return np.bincount(bins[truth], weights=weight[member - 1], minlength=NUM_BINS), int(count)
+    return 1.0 / np.bincount(member)[member]
 
 
 def exact_histograms(score: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,10 +122,35 @@ def average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(precision @ positive[::-1] / hits[-1])
 
 
+def f1_curve(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """F1 of the decision "score at or above this bin" for every bin in ascending order: (M,)."""
+    hits, alarms = _descending(positive), _descending(negative)
+    return (2 * hits / (hits + alarms + hits[-1]))[::-1]
+
+
 def f1_max(positive: np.ndarray, negative: np.ndarray) -> float:
     """Best F1 over all thresholds: optimistic, because the test labels choose the threshold."""
+    return float(f1_curve(positive, negative).max())
+
+
+def iou_max(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Best intersection over union over all thresholds, as optimistic: IoU = F1 / (2 - F1)."""
+    f1 = f1_max(positive, negative)
+    return f1 / (2 - f1)
+
+
+def tnr_at_tpr(positive: np.ndarray, negative: np.ndarray, rate: float) -> float:
+    """Share of good ones passed at the highest threshold that finds at least ``rate`` of the defects."""
     hits, alarms = _descending(positive), _descending(negative)
-    return float((2 * hits / (hits + alarms + hits[-1])).max())
+    first = int(np.argmax(hits >= rate * hits[-1] - SLACK))
+    return float(1 - alarms[first] / alarms[-1])
+
+
+def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, rate: float) -> float:
+    """Share of defects found at the lowest threshold that stops at most ``rate`` of the good ones."""
+    hits, alarms = _descending(positive), _descending(negative)
+    allowed = int(np.searchsorted(alarms, rate * alarms[-1] + SLACK, side="right"))  # thresholds
+    return float(hits[allowed - 1] / hits[-1]) if allowed else 0.0
 
 
 def aupro(regions: np.ndarray, negative: np.ndarray, limit: float) -> float:

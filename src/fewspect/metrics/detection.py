@@ -4,7 +4,7 @@ Scores are compared within one product; reported values are plain means over pro
 do), the values of each product are rows of the table. A value that needs two kinds of pixels or images and
 finds one is absent and explained in ``notes``; nothing is NaN.
 
-Memory: image scores are kept exactly (float32); pixels as three histograms per product (1.3 MB each, see
+Memory: image scores are kept exactly (float32); pixels as three histograms per product (1.4 MB each, see
 ``bins``).
 """
 
@@ -28,19 +28,31 @@ DOUBT = 0.01
 
 
 def pixel_values(positive: np.ndarray, negative: np.ndarray, regions: np.ndarray) -> dict[str, float]:
-    """Pixel metrics of one product from (M,) histograms; empty when one kind of pixel is missing."""
+    """Pixel metrics of one product; empty when one kind of pixel is missing.
+
+    Args:
+        positive: (M,) histogram of defect pixels, in ascending order of score.
+        negative: (M,) histogram of good pixels.
+        regions: (M,) histogram of defect pixels, each weighted by one over the size of its region.
+    """
     if not (positive.any() and negative.any()):
         return {}
     return {
         "pixel_auroc": bins.auroc(positive, negative),
         "pixel_ap": bins.average_precision(positive, negative),
         "pixel_f1_max": bins.f1_max(positive, negative),
+        "pixel_iou_max": bins.iou_max(positive, negative),
         **{f"aupro_{limit}": bins.aupro(regions, negative, limit) for limit in LIMITS},
     }
 
 
 def image_values(score: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Image metrics of one product from (N,) scores and labels in {0, 1}; empty when one kind is missing."""
+    """Image metrics of one product; empty when one kind of image is missing.
+
+    Args:
+        score: (N,).
+        label: (N,) in {0, 1}.
+    """
     positive, negative = bins.exact_histograms(score, label)
     if not (positive.any() and negative.any()):
         return {}
@@ -48,6 +60,8 @@ def image_values(score: np.ndarray, label: np.ndarray) -> dict[str, float]:
         "image_auroc": bins.auroc(positive, negative),
         "image_ap": bins.average_precision(positive, negative),
         "image_f1_max": bins.f1_max(positive, negative),
+        "image_tnr_at_95tpr": bins.tnr_at_tpr(positive, negative, 0.95),
+        "image_tpr_at_5fpr": bins.tpr_at_fpr(positive, negative, 0.05),
     }
 
 
@@ -72,9 +86,10 @@ class _Ranking(RowMetric):
 
 
 class PixelRanking(_Ranking):
-    """Pixel AUROC, AP, best F1 and AUPRO from binned ``prob`` (Q, H, W); 255 in the mask does not count."""
+    """``pixel_values`` of binned ``prob`` (Q, H, W); 255 in the mask does not count."""
 
     kind = "pixel"
+    shown = ("pixel_auroc", "pixel_ap", "aupro_0.3")
     bins: list[Tensor]
 
     def __init__(self) -> None:
@@ -88,15 +103,18 @@ class PixelRanking(_Ranking):
             return
         prob, truth = prediction.prob, episode.query_mask.to(prediction.prob.device)
         assert prob.shape == truth.shape, (prob.shape, truth.shape)
-        place = bins.bin_of(prob)
-        hist = torch.stack([bins.histogram(place, truth == k) for k in (1, 0)])  # (2, M)
         row = self._row(self.learn(product_name(episode)))
-        row[0, 1] += torch.isnan(prob).sum().to(row.device)
-        row[0, 2 : 2 + 2 * bins.NUM_BINS] += hist.flatten().to(row.device)
-        for one, mask in zip(place.cpu().numpy(), (truth == 1).cpu().numpy(), strict=True):
-            if mask.any():
-                weights = np.rint(bins.region_histogram(one, mask)[0] * UNIT).astype(np.int64)
-                row[0, -bins.NUM_BINS :] += torch.from_numpy(weights).to(row.device)
+        row[0, 1] += torch.count_nonzero(prob.isnan()).to(row.device)
+        table = row[0, 2:].view(3, bins.NUM_BINS)  # positive, negative, regions
+        for score, mask in zip(prob, truth, strict=True):
+            bins.count(table[1], score)  # all pixels; those that are not good go off again
+            box = bins.extent(mask)
+            inside, label = score[box], mask[box]
+            bins.count(table[1], inside[label != 0], -1)
+            if (defect := label == 1).any():
+                weight = np.rint(bins.region_weights(defect.cpu().numpy()) * UNIT).astype(np.int64)
+                bins.count(table[0], inside[defect])
+                bins.count(table[2], inside[defect], torch.from_numpy(weight))
 
     def _row(self, key: int) -> Tensor:
         """The row that this process adds to; a new one if the state was replaced (moved, gathered, reset)."""
@@ -130,10 +148,10 @@ class PixelRanking(_Ranking):
 
 
 class ImageRanking(_Ranking):
-    """Image AUROC, AP and best F1 from raw ``score`` (Q,), or the maximum of ``prob`` where there is none."""
+    """``image_values`` of the raw ``score`` (Q,), or of the maximum of ``prob`` where there is none."""
 
     kind = "image"
-    scores: list[Tensor]
+    shown = ("image_auroc", "image_f1_max")
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +165,7 @@ class ImageRanking(_Ranking):
         key = self.learn(product_name(episode))
         bits = score.float().contiguous().view(torch.int32).long().to(self.device)
         label = episode.query_label.to(self.device).clamp(-1, 1).long()
-        self.scores.append(torch.stack([torch.full_like(bits, key), label, bits], 1))
+        self.keep("scores", torch.stack([torch.full_like(bits, key), label, bits], 1))
 
     def compute(self) -> dict[str, Tensor]:
         """Means over products."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewspect.metrics.interval import BOOTSTRAPS, clusters, half_width, iou
-from fewspect.metrics.rows import RowMetric, class_name, decode_names, query_key
+from fewspect.metrics.rows import RowMetric, class_name, decode_names, product_name, query_key
 from fewspect.types import IGNORE, Episode, Prediction
 
 COLUMNS = ("class", "query", "index", "i0", "u0", "i1", "u1", "truth", "valid", "pixels")
@@ -47,12 +47,13 @@ def vote_counts(votes: Tensor, target: Tensor, ignore: int = IGNORE) -> tuple[Te
     Returns:
         Intersections (2,) and unions (2,), int64.
     """
-    valid = target != ignore
-    foreground = valid & (votes >= 0.5)
-    inter = torch.stack([((votes == v) & (target == v) & valid).sum() for v in (0, 1)])
-    predicted = torch.stack([(valid & ~foreground).sum(), foreground.sum()])
-    truth = torch.stack([(target == v).sum() for v in (0, 1)])
-    return inter, predicted + truth - inter
+    vote, truth = votes.cpu().numpy(), target.cpu().numpy()  # NumPy counts bytes many times faster
+    front, valid = vote >= 0.5, truth != ignore
+    positive = np.count_nonzero(valid & front)
+    predicted = torch.tensor([np.count_nonzero(valid) - positive, positive])
+    area = torch.tensor([np.count_nonzero(truth == v) for v in (0, 1)])
+    inter = torch.tensor([np.count_nonzero((vote == v) & (truth == v)) for v in (0, 1)])
+    return inter, predicted + area - inter
 
 
 def _as_array(counts: Counts) -> np.ndarray:
@@ -136,11 +137,11 @@ class SegmentationCounts(RowMetric):
     Reads ``extra["votes"]`` (Q, H, W) if present (parity counting), else ``mask``, else ``prob >= 0.5``.
     """
 
-    rows: list[Tensor]
-
-    def __init__(self, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> None:
+    def __init__(self, seed: int = 0, bootstraps: int = BOOTSTRAPS, *, by_product: bool = False) -> None:
         super().__init__()
         self.seed, self.bootstraps = seed, bootstraps
+        self.name_of = product_name if by_product else class_name
+        self.shown = ("episodes", "iou", "recall") if by_product else None
         self.add_table("rows", len(COLUMNS))
 
     def update(self, prediction: Prediction, episode: Episode) -> None:
@@ -148,16 +149,16 @@ class SegmentationCounts(RowMetric):
         votes = decision(prediction)
         if votes is None:
             return
-        target = episode.query_mask.to(votes.device)
+        target = episode.query_mask
         assert votes.shape == target.shape, (votes.shape, target.shape)
-        key = self.learn(class_name(episode))
+        key = self.learn(self.name_of(episode))
         for q, (vote, truth) in enumerate(zip(votes, target, strict=True)):
             inter, union = vote_counts(vote, truth)
             pairs = torch.stack([inter, union], 1).flatten()  # i0, u0, i1, u1
-            sizes = torch.stack([(truth == 1).sum(), (truth != IGNORE).sum()])
-            head = torch.tensor([key, query_key(episode, q), episode.index], device=votes.device)
-            row = torch.cat([head, pairs, sizes, sizes.new_tensor([truth.numel()])])
-            self.rows.append(row.to(self.device)[None])
+            pixels = truth.cpu().numpy()
+            sizes = [np.count_nonzero(pixels == 1), np.count_nonzero(pixels != IGNORE), pixels.size]
+            head = torch.tensor([key, query_key(episode, q), episode.index])
+            self.keep("rows", torch.cat([head, pairs, torch.tensor(sizes)])[None])
 
     def compute(self) -> dict[str, Tensor]:
         """All values, plus ``table`` and ``notes``; a value that is undefined is absent."""

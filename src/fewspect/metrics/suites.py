@@ -9,13 +9,14 @@ Example:
 from torch import Tensor, nn
 
 from fewspect.errors import UserError
+from fewspect.metrics.decisions import DefectTypes, ImageDecision
 from fewspect.metrics.detection import ImageRanking, PixelRanking
 from fewspect.metrics.rows import RowMetric
 from fewspect.metrics.segmentation import SegmentationCounts
 from fewspect.types import Episode, Prediction
 
 TASKS = ("segment", "detect")
-LOWER_IS_BETTER = ("miou_ci95",)
+LOWER_IS_BETTER = ("miou_ci95", "false_alarm_rate")
 """Reported beside the scores, but smaller is better; counts have no direction."""
 
 
@@ -53,6 +54,16 @@ class Suite(nn.Module):
                 rows.setdefault(str(row["class"]), {}).update(row)
         return [rows[name] for name in sorted(rows)]
 
+    def printed(self) -> dict[str, list[dict[str, str | int | float]]]:
+        """Title -> rows of the last ``compute`` with the columns to show; the main table has no title."""
+        tables: dict[str, dict[str, dict[str, str | int | float]]] = {"": {}}
+        for metric in self.parts():
+            rows = tables.setdefault(metric.title, {})
+            for row in metric.table:
+                kept = {k: v for k, v in row.items() if metric.shown is None or k in ("class", *metric.shown)}
+                rows.setdefault(str(row["class"]), {}).update(kept)
+        return {title: [rows[name] for name in sorted(rows)] for title, rows in tables.items()}
+
     def notes(self) -> list[str]:
         """What the last ``compute`` left out, one sentence each."""
         return [note for metric in self.parts() for note in metric.notes]
@@ -68,10 +79,12 @@ def suite(task: str, detect: bool) -> Suite:
 
     Args:
         task: ``segment`` or ``detect``.
-        detect: Episodes hold normal supports only: rank pixels and images, besides the overlap of masks.
+        detect: The method sees good images only: rank pixels and images and judge its decisions, besides the
+            overlap of masks.
     """
     if task not in TASKS:
         raise UserError(f"there are no metrics for the task {task!r}", f"Known tasks: {', '.join(TASKS)}.")
     if detect or task == "detect":
-        return Suite(PixelRanking(), ImageRanking(), SegmentationCounts())
+        counts = SegmentationCounts(by_product=True)
+        return Suite(PixelRanking(), ImageRanking(), ImageDecision(), counts, DefectTypes())
     return Suite(SegmentationCounts())

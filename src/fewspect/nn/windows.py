@@ -39,14 +39,22 @@ def tile(height: int, width: int, crop: int, overlap: float = 0.0) -> list[Box]:
     Returns:
         Boxes; the last window of each axis is aligned to the image's end.
     """
-    rows, columns = (_starts(length, crop, overlap) for length in (height, width))
     th, tw = min(crop, height), min(crop, width)
+    rows, columns = (
+        positions(length, size, max(1, math.floor(size * (1.0 - overlap) + 0.5)))
+        for length, size in ((height, th), (width, tw))
+    )
     return [(top, top + th, left, left + tw) for top in rows for left in columns]
 
 
-def _starts(length: int, crop: int, overlap: float) -> list[int]:
-    size = min(crop, length)
-    stride = max(1, math.floor(size * (1.0 - overlap) + 0.5))
+def positions(length: int, size: int, stride: int) -> list[int]:
+    """Where windows begin along an axis: 0, stride, 2 * stride, ..., and one that ends with the axis.
+
+    Args:
+        length: Of the axis in pixels, at least ``size``.
+        size: Of a window in pixels.
+        stride: Distance of neighbouring windows in pixels, at least 1.
+    """
     steps = -(-(length - size) // stride)  # windows after the first
     return [min(step * stride, length - size) for step in range(steps + 1)]
 
@@ -98,6 +106,19 @@ def resize_pad(image: Tensor, side: int) -> Tensor:
     canvas = colour.expand(*image.shape[:-3], 3, side, side).clone()
     canvas[..., :rows, :columns] = pixels
     return canvas
+
+
+def squash(image: Tensor, side: int) -> Tensor:
+    """Bring an image to a square whatever its shape; no padding, the aspect ratio changes.
+
+    Args:
+        image: (..., 3, h, w) uint8.
+        side: Side of the square in pixels.
+
+    Returns:
+        (..., 3, side, side) float32 in [0, 1].
+    """
+    return _resize_uint8(image, side, side).float() / 255
 
 
 def resize_mask(mask: Tensor, side: int) -> Tensor:
@@ -169,7 +190,7 @@ def _restore(maps: Tensor, height: int, width: int, valid: tuple[int, int], *, a
 
 
 class Merger:
-    """Mean over overlapping windows, kept in two maps whatever the number of windows.
+    """Weighted mean over overlapping windows, kept in two maps whatever the number of windows.
 
     Args:
         height: Rows of the image.
@@ -181,12 +202,12 @@ class Merger:
         self.total = torch.zeros(height, width, device=device)
         self.count = torch.zeros(height, width, device=device)
 
-    def add(self, box: Box, values: Tensor) -> None:
-        """Add the answer (bottom - top, right - left) of one window."""
+    def add(self, box: Box, values: Tensor, weight: Tensor | None = None) -> None:
+        """Add the answer (bottom - top, right - left) of one window, with a weight of that size or 1."""
         top, bottom, left, right = box
-        self.total[top:bottom, left:right] += values
-        self.count[top:bottom, left:right] += 1
+        self.total[top:bottom, left:right] += values if weight is None else values * weight
+        self.count[top:bottom, left:right] += 1 if weight is None else weight
 
     def result(self) -> Tensor:
         """Return the mean (H, W); 0 where no window lay."""
-        return self.total / self.count.clamp(min=1)
+        return self.total / torch.where(self.count > 0, self.count, 1)

@@ -54,6 +54,7 @@ def read(
     fold: int | Literal["shift"] = 0,
     objects: Sequence[str] | None = None,
     test_objects: Sequence[str] | None = None,
+    resize_masks: bool = False,
     white_level: int | None = None,
     max_pixels: int | None = None,
 ) -> Index:
@@ -64,6 +65,7 @@ def read(
         fold: 0, 1, 2 or ``shift``; ignored when objects are named.
         objects: Training objects; None = the fold's.
         test_objects: Test objects; None = the fold's.
+        resize_masks: Bring masks of another size to that of their image.
         white_level: White of images deeper than 8 bits.
         max_pixels: Pixel cap per image.
 
@@ -83,7 +85,7 @@ def read(
             problems += more
     samples, classes = labelled(rows)
     index = Index(samples, classes, TASKS_WITH_MASKS, tuple(problems))
-    return finish(index, white_level=white_level, max_pixels=max_pixels)
+    return finish(index, white_level=white_level, max_pixels=max_pixels, resize_masks=resize_masks)
 
 
 def _sample(item: Pair, product: str, split: str) -> tuple[Sample, list[str] | None, list[Problem]]:

@@ -1,13 +1,14 @@
-"""Own data in one of five layouts, found out by looking, or named.
+"""Own data in one of six layouts, found out by looking, or named.
 
-``mvtec``    ``[<product>/]{train/good, test/<class>, ground_truth/<class>}``
+``mvtec``    ``[<product>/]{train/good, test/<class>, ground_truth/<class>}``, or ``train/`` with images
 ``pairs``    ``images/`` and ``masks/`` with equal stems, classes from mask values or sub-folders
 ``classes``  one folder per class, no masks
 ``support``  ``[<product>/]support/{image,mask}`` and ``query/image`` (``query/true_label`` if known)
 ``table``    a CSV or JSON file with the columns image, mask, label, product, split, group
+``flat``     images of good parts and nothing else
 
 Layouts without a split of their own put about half of every class on either side (whole groups), or hold
-classes out.
+classes out. Where all images are good, all of them train.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,16 +29,16 @@ from fewspect.data.readers.layouts import (
     mask_folders,
     one_of,
 )
+from fewspect.data.readers.normals import one_class
 from fewspect.data.readers.source import (
     GOOD_NAMES,
     SUFFIXES,
-    TASKS_WITH_LABELS,
-    TASKS_WITH_MASKS,
     finish,
     index_regions,
     labelled,
     pair,
     rebase,
+    tasks_of,
 )
 from fewspect.data.readers.table import read_rows
 from fewspect.data.splits import fold_classes, hold_out, split_by_group
@@ -47,7 +48,7 @@ from fewspect.types import Region, Sample
 DEFECT = "defect"
 """Class name where nothing names it."""
 
-Layout = Literal["auto", "mvtec", "pairs", "classes", "support", "table"]
+Layout = Literal["auto", "mvtec", "pairs", "classes", "support", "table", "flat"]
 Rows = list[tuple[Sample, list[str] | None]]
 
 
@@ -77,11 +78,13 @@ def read(
     test_classes: Sequence[str] | None = None,
     fold: int | None = None,
     folds: int = 3,
+    normal_class: str | None = None,
     recursive: bool = False,
     table: str | None = None,
     columns: Sequence[str] | Mapping[str, str] | None = None,
     separator: str | None = None,
     product: str | None = None,
+    resize_masks: bool = False,
     white_level: int | None = None,
     max_pixels: int | None = None,
 ) -> Index:
@@ -89,7 +92,7 @@ def read(
 
     Args:
         root: The folder.
-        layout: One of the five, or ``auto``.
+        layout: One of the six, or ``auto``.
         mask_type: ``binary``: one class per mask file; ``index``: pixel values are classes.
         mask_invert: Masks mark the good pixels.
         mask_suffixes: What may follow the image's stem in the name of its mask.
@@ -98,11 +101,14 @@ def read(
         test_classes: These classes are tested, the others train.
         fold: Likewise, every ``folds``-th class in sorted order.
         folds: Number of class folds.
+        normal_class: For detectors on a set without good images: images of this class play them, all others
+            are defects whose pixels are not known.
         recursive: Walk into sub-folders of a flat folder of images.
         table: Name of the CSV or JSON file in ``root``; None = index/labels/samples/list.
         columns: Columns of the table, see ``readers.table``.
         separator: Its separator, or ``blank``.
         product: Name of the inspected object where no folder or column gives it; None = name of ``root``.
+        resize_masks: Bring masks of another size to that of their image.
         white_level: White of images deeper than 8 bits.
         max_pixels: Pixel cap per image.
 
@@ -122,25 +128,35 @@ def read(
     else:
         known = f"Choose auto, mvtec, {', '.join(READERS)}."
         raise UserError(f"data.reader.layout={chosen} does not exist", known)
-    index = finish(index, white_level=white_level, max_pixels=max_pixels)
+    index = finish(index, white_level=white_level, max_pixels=max_pixels, resize_masks=resize_masks)
+    index = _cleared(index)
+    if normal_class is not None:
+        return one_class(index, normal_class)
     if fold is not None:
         test_classes = fold_classes(index.classes, fold, folds)
     if test_classes is not None:
         return hold_out(index, test_classes)
-    return index if all(s.split for s in index.samples) else split_by_group(index)
+    if all(s.split for s in index.samples):
+        return index
+    if all(s.label == 0 for s in index.samples):
+        return index.with_samples(replace(s, split="train") for s in index.samples)
+    return split_by_group(index)
 
 
 def _indexed(rows: Rows, problems: list[Problem], classes: Sequence[str] | None) -> Index:
     samples, names = labelled(rows, classes or ())
-    tasks = TASKS_WITH_MASKS if any(s.regions for s in samples) else TASKS_WITH_LABELS
-    index = Index(samples, names, tasks, (*problems, *_confusing(names)))
-    unsure = [s for s in samples if s.regions and s.meta.get("label_from") == "mask"]
+    return Index(samples, names, tasks_of(samples), (*problems, *_confusing(names)))
+
+
+def _cleared(index: Index) -> Index:
+    """Images whose label is known from their mask alone are good if it is empty."""
+    unsure = [s for s in index.samples if s.regions and s.meta.get("label_from") == "mask"]
     good = {
         id(s)
         for s, f in zip(unsure, index.measure(unsure), strict=True)
         if f.area and not any(f.area.values())
     }
-    return index.with_samples(replace(s, label=0) if id(s) in good else s for s in samples)
+    return index.with_samples(replace(s, label=0) if id(s) in good else s for s in index.samples)
 
 
 def _confusing(names: Sequence[str]) -> list[Problem]:
@@ -281,9 +297,28 @@ def _label(text: str, options: Options) -> str:
     return names[number - 1] if number <= len(names) else f"class_{number}"
 
 
+def _read_flat(base: Path, options: Options) -> tuple[Rows, list[Problem]]:
+    """Good images only.
+
+    Raises:
+        UserError: Masks lie among them.
+    """
+    pairs, problems = pair(base, None, recursive=options.recursive)
+    stems = {(item.folder, item.image.stem) for item in pairs}
+    for item in pairs:
+        for suffix in filter(item.image.stem.endswith, filter(None, options.suffixes)):
+            if (item.folder, item.image.stem.removesuffix(suffix)) in stems:
+                hint = "Put images and masks into folders of their own: images/ and masks/."
+                raise UserError(f"{item.image}: looks like a mask beside its image", hint)
+    detail = f"nothing says which images are defective: all {len(pairs)} are taken as good"
+    problems.append(Problem(str(base), "all-good", detail, "notice"))
+    return [row for item in pairs for row in _sample(item.image, None, "good", options)[0]], problems
+
+
 READERS: dict[str, Callable[[Path, Options], tuple[Rows, list[Problem]]]] = {
     "pairs": _read_pairs,
     "classes": _read_classes,
     "support": _read_support,
     "table": _read_table,
+    "flat": _read_flat,
 }

@@ -1,4 +1,4 @@
-"""Which of the five layouts of ``folder`` a directory has, with the evidence; see there for the layouts."""
+"""Which of the six layouts of ``folder`` a directory has, with the evidence; see there for the layouts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,15 @@ MASK_FOLDERS = ("mask", "masks", "annotations", "labels", "label", "ground_truth
 TABLES = tuple(
     f"{name}{ending}" for name in ("index", "labels", "samples", "list") for ending in (".csv", ".json")
 )
+KNOWN_SETS = (
+    ("magnetic_tile", "MT_*/Imgs"),
+    ("visa", "*/Data/Images"),
+    ("vision", "*/train/_annotations.coco.json"),
+    ("vision", "*/val/_annotations.coco.json"),
+    ("vision", "train/_annotations.coco.json"),
+)
+"""Readers of their own, and what their folders hold."""
+
 RESERVED = frozenset({"train", "test", "val", "support", "query", *IMAGE_FOLDERS, *MASK_FOLDERS})
 
 
@@ -33,6 +42,8 @@ def detect(base: Path, table: str | None = None) -> dict[str, str]:
     folders = [p for p in subfolders(base) if p.name.lower() not in RESERVED and p.name not in taken]
     if classes := [p.name for p in folders if list_images(p)]:
         found["classes"] = f"class folders {', '.join(classes[:5])}"
+    if not set(found) - {"classes"} and (images := list_images(base)):
+        found["flat"] = f"{len(images)} images at the top"
     return found
 
 
@@ -40,21 +51,33 @@ def choose(found: dict[str, str], base: Path) -> str:
     """The one layout that fits.
 
     Raises:
-        UserError: None fits, or several do; lists what was found.
+        UserError: None fits, or several do; lists what was found. Or it is a data set with a reader of its
+            own; names that.
     """
+    _refuse_known(base)
     if len(found) == 1:
         return next(iter(found))
     if not found:
-        images = len(list_images(base))
         inside = ", ".join(sorted(p.name for p in base.iterdir())[:10]) or "nothing"
         hint = (
-            "Layouts: train/test/ground_truth; images/ + masks/; class folders; support/ + query/; index.csv."
+            "Layouts: train/test/ground_truth; images/ + masks/; class folders; support/ + query/; index.csv;"
+            " images of good parts only."
         )
-        raise UserError(f"{base}: no known layout ({images} images at the top; found: {inside})", hint)
+        raise UserError(f"{base}: no known layout (found: {inside})", hint)
     evidence = "; ".join(f"{name} ({why})" for name, why in found.items())
     raise UserError(
         f"{base}: several layouts fit: {evidence}", f"Set data.reader.layout to one of {', '.join(found)}."
     )
+
+
+def _refuse_known(base: Path) -> None:
+    """Point at the reader of a published layout."""
+    for name, pattern in KNOWN_SETS:
+        if found := min(base.glob(pattern), default=None):
+            root = base if "*" in pattern else base.resolve().parent
+            sign = found.relative_to(base)
+            what = f"{base}: this is the layout of {name} ({sign})"
+            raise UserError(what, f"Use data={name} data.root={root}.")
 
 
 def is_support(folder: Path) -> bool:

@@ -1,7 +1,8 @@
 """The magnetic tile set as shipped: ``MT_<class>/Imgs/<stem>.jpg`` with the mask ``<stem>.png`` beside it.
 
 Every tile was photographed under up to six exposures, so a random split puts the same defect on both sides;
-groups (``magnetic_tile_groups.csv``: class, stem, ..., tile_group) keep them apart.
+groups (``magnetic_tile_groups.csv``: class, stem, ..., tile_group) keep them apart. A tile that is labelled
+good under one exposure and defective under another counts as neither.
 """
 
 import csv
@@ -10,6 +11,7 @@ from pathlib import Path
 from fewspect.data.index import Index
 from fewspect.data.listing import IMAGE_ENDINGS, require_folder, scan, subfolders
 from fewspect.data.problems import Problem
+from fewspect.data.readers.normals import split_normals
 from fewspect.data.readers.source import TASKS_WITH_MASKS, finish, labelled
 from fewspect.data.splits import hold_out, split_by_group
 from fewspect.errors import UserError
@@ -26,6 +28,7 @@ def read(
     *,
     fold: int | None = None,
     groups: str | None = None,
+    resize_masks: bool = False,
     white_level: int | None = None,
     max_pixels: int | None = None,
 ) -> Index:
@@ -34,8 +37,11 @@ def read(
     Args:
         root: Folder that holds ``MT_*``.
         fold: Index into the sorted defect classes: this class is tested, the others train; images of tested
-            tiles leave the training set. None = every class on both sides, whole tiles apart.
+            tiles leave the training set. None = every class on both sides, whole tiles apart; of the good
+            tiles four in five train, the others are tested (detectors learn from the first and are tested on
+            the second and on defects).
         groups: Table of tiles; None = ``magnetic_tile_groups.csv`` inside or beside ``root``, if there.
+        resize_masks: Bring masks of another size to that of their image.
         white_level: White of images deeper than 8 bits.
         max_pixels: Pixel cap per image.
 
@@ -58,9 +64,10 @@ def read(
         Index(samples, classes, TASKS_WITH_MASKS, tuple(problems)),
         white_level=white_level,
         max_pixels=max_pixels,
+        resize_masks=resize_masks,
     )
     if fold is None:
-        return split_by_group(index)
+        return split_normals(split_by_group(index))
     if fold not in range(len(classes)):
         named = ", ".join(f"{i} {c}" for i, c in enumerate(classes))
         raise UserError(f"data.fold={fold} does not exist", f"Choose one of: {named}.")

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewspect.data.index import Index
-from fewspect.data.listing import MASK_ENDINGS, scan
+from fewspect.data.listing import MASK_ENDINGS, scan, subfolders
 from fewspect.data.masks import SMALL_VALUES, VOID, read_index
 from fewspect.data.problems import Problem
 from fewspect.errors import UserError
@@ -24,6 +24,7 @@ GOOD_NAMES = frozenset({"good", "ok", "normal", "no_defect", "defect_free", "def
 
 TASKS_WITH_MASKS = frozenset({"segment", "classify", "detect", "reconstruct"})
 TASKS_WITH_LABELS = frozenset({"classify", "detect", "reconstruct"})
+TASKS_OF_GOOD_IMAGES = frozenset({"detect", "reconstruct"})
 
 
 def rebase(root: Path, text: str) -> Path | None:
@@ -167,7 +168,8 @@ def choose_objects(
         test = list(test_objects or ())
         train = [o for o in (objects if objects is not None else found) if o not in test]
         if missing := sorted({*train, *test} - set(found)):
-            raise UserError(f"no folder for objects {', '.join(missing)}", f"Found: {', '.join(found)}.")
+            names = ", ".join(found) or "no object folders"
+            raise UserError(f"no folder for objects {', '.join(missing)}", f"Found: {names}.")
         return {**dict.fromkeys(train, "train"), **dict.fromkeys(test, "test")}, []
     train, test = table or ((), ())
     wanted = {**dict.fromkeys(train, "train"), **dict.fromkeys(test, "test")}
@@ -188,6 +190,33 @@ def choose_objects(
     return chosen, problems
 
 
+def choose_categories(
+    base: Path, is_category: Callable[[Path], bool], wanted: str | Sequence[str] | None
+) -> dict[str, Path]:
+    """Name -> folder of the products: ``base`` is one or holds several.
+
+    Raises:
+        UserError: A wanted one is not there.
+    """
+    if is_category(base):
+        found = {base.resolve().name: base}
+    else:
+        found = {p.name: p for p in subfolders(base) if is_category(p)}
+    names = [wanted] if isinstance(wanted, str) else list(found if wanted is None else wanted)
+    if missing := sorted(set(names) - set(found)):
+        listed = ", ".join(found) or "none"
+        raise UserError(f"{base}: no category {', '.join(missing)}", f"Found: {listed}.")
+    return {name: found[name] for name in names}
+
+
+def tasks_of(samples: Sequence[Sample]) -> frozenset[str]:
+    """What the annotations allow."""
+    if any(s.regions for s in samples):
+        return TASKS_WITH_MASKS
+    labels = {s.label for s in samples}
+    return TASKS_OF_GOOD_IMAGES if labels in ({0}, {0, -1}) else TASKS_WITH_LABELS
+
+
 def labelled(
     samples: Iterable[tuple[Sample, Sequence[str] | None]], classes: Sequence[str] = ()
 ) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
@@ -205,7 +234,13 @@ def labelled(
     return tuple(done), names
 
 
-def finish(index: Index, *, white_level: int | None = None, max_pixels: int | None = None) -> Index:
+def finish(
+    index: Index,
+    *,
+    white_level: int | None = None,
+    max_pixels: int | None = None,
+    resize_masks: bool = False,
+) -> Index:
     """Refuse an empty index; carry the reading options in every sample.
 
     Raises:
@@ -216,7 +251,7 @@ def finish(index: Index, *, white_level: int | None = None, max_pixels: int | No
         raise UserError(
             f"no images found{first}", "Check data.root and the layout in the header of conf/data."
         )
-    options = {"white_level": white_level, "max_pixels": max_pixels}
+    options = {"white_level": white_level, "max_pixels": max_pixels, "resize_masks": resize_masks or None}
     extra = {k: v for k, v in options.items() if v is not None}
     if not extra:
         return index

@@ -113,7 +113,7 @@ def write(
         layout: One of ``LAYOUTS``.
         seed: Seed of the factory.
         side: Height and width in pixels.
-        products: Products to write (``magnetic_tile`` and ``support_query`` use the first one only).
+        products: Products to write (``flat``, ``magnetic_tile``, ``support_query``: the first one only).
         defects: Defect classes (``support_query`` uses the first one only).
         images: Pictures per product and defect class.
         good: Good pictures per product.
@@ -207,8 +207,7 @@ def _table(job: Job) -> list[Picture]:
         mask = None if defect is None else f"{stem}_mask.png"
         done.append(job.save((product, defect, i), f"{stem}.png", mask))
         rows.append((f"{stem}.png", mask or "", defect or "good", product, ("train", "test")[i % 2]))
-    with (job.root / "index.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "mask", "label", "product", "split"), *rows])
+    _write_csv(job.root / "index.csv", [("image", "mask", "label", "product", "split"), *rows])
     return done
 
 
@@ -251,6 +250,48 @@ def _defect_spectrum(job: Job) -> list[Picture]:
     return done
 
 
+def _visa(job: Job) -> list[Picture]:
+    """``product/Data/{Images,Masks}/{Normal,Anomaly}``, ``image_anno.csv``, ``split_csv/1cls.csv``."""
+    done, split = [], []
+    for product in job.products:
+        notes = []
+        for key in (key for key in job.wanted() if key[0] == product):
+            _, defect, i = key
+            kind, stem = ("Normal", f"{i:04d}") if defect is None else ("Anomaly", f"{defect}_{i:03d}")
+            image = f"{product}/Data/Images/{kind}/{stem}.JPG"
+            mask = None if defect is None else f"{product}/Data/Masks/Anomaly/{stem}.png"
+            done.append(job.save(key, image, mask, job.label(defect)))
+            notes.append((image, defect or "normal", mask or ""))
+            side = "train" if defect is None and i < (job.good + 1) // 2 else "test"
+            split.append((product, side, kind.lower(), image, mask or ""))
+        _write_csv(job.root / product / "image_anno.csv", [("image", "label", "mask"), *notes])
+    _write_csv(job.root / "split_csv" / "1cls.csv", [("object", "split", "label", "image", "mask"), *split])
+    return done
+
+
+def _chip(job: Job) -> list[Picture]:
+    """``product/train/<stem>.png`` (good) and ``product/test/{good,<type>}/<stem>.png``; no masks."""
+    done = []
+    for key in job.wanted():
+        product, defect, i = key
+        train = defect is None and i < (job.good + 1) // 2
+        place = "train" if train else f"test/{defect or 'good'}"
+        done.append(job.save(key, f"{product}/{place}/{i:03d}.png"))
+    return done
+
+
+def _flat(job: Job) -> list[Picture]:
+    """``<stem>.png``, good parts of the first product only."""
+    keys = [key for key in job.wanted() if key[0] == job.products[0] and key[1] is None]
+    return [job.save(key, f"{key[0]}_{key[2]:03d}.png") for key in keys]
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
 LAYOUTS: dict[str, Callable[[Job], list[Picture]]] = {
     "mvtec": _mvtec,
     "pairs_binary": _pairs_binary,
@@ -262,5 +303,8 @@ LAYOUTS: dict[str, Callable[[Job], list[Picture]]] = {
     "vision": _vision,
     "vision_rle": _vision_rle,
     "defect_spectrum": _defect_spectrum,
+    "visa": _visa,
+    "chip": _chip,
+    "flat": _flat,
 }
 """Layout name -> writer."""

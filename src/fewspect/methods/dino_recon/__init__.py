@@ -1,0 +1,1 @@
+"""Reconstruction of frozen features (Dinomaly, arXiv 2405.14325)."""

@@ -1,0 +1,1 @@
+"""Autoencoders that are trained on good images; what they cannot rebuild is a defect."""
