@@ -17,7 +17,9 @@ from benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-NAMES = ("support", "precision", "loader", "memory", "startup")
+NAMES = (
+    "support", "precision", "loader", "memory", "startup", "detection", "ssim", "neighbours", "subspace",
+)  # fmt: skip
 """Modules of this folder; each has ``measure(*, quick) -> Report``."""
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fewspect.errors import UserError
+from fewspect.methods import optim
 from fewspect.methods.reconstruct import adversarial
 from fewspect.methods.reconstruct.adversarial import Srgan
 from fewspect.methods.reconstruct.blocks import AutoEncoder
@@ -119,7 +120,8 @@ def test_maps_are_neither_rounded_nor_clipped(kind):
     assert found.prob.unique().numel() > 1000
     assert torch.equal(found.image, shown * 0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert method.predict(shown, None).prob.dtype == torch.float32
+        low = Reconstruct(SsimAE(8), residual={"kind": kind}).predict(shown, None)
+    assert low.prob.dtype == low.image.dtype == torch.float32
 
 
 def test_negative_similarity_exceeds_one():
@@ -302,6 +304,16 @@ def test_a_shorter_training_runs_through_the_same_plan(tmp_path):
     used = [u[0] for u in rates.used]
     assert used[2:4] == pytest.approx([1e-2] * 2)
     assert used[4:] == pytest.approx([1e-3] * 2)
+
+
+def test_the_plan_needs_to_know_its_length():
+    layer = nn.Linear(1, 1)
+    with pytest.raises(UserError, match="schedule=steps needs epochs"):
+        optim.build(layer.named_parameters(), 10, schedule="steps", milestones=[5])
+    _, plan = optim.build(
+        layer.named_parameters(), 10, schedule="steps", epochs=10, milestones=[5, 7], decay=2.0
+    )
+    assert [plan.lr_lambdas[0](s) for s in range(10)] == [1.0] * 5 + [0.5] * 2 + [0.25] * 3
 
 
 # -- SRGAN ---------------------------------------------------------------------------------------------------

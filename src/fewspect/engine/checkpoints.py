@@ -91,13 +91,17 @@ class Keeper(Callback):
         stop_at_once()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: object) -> None:
-        """Save when it is time or when the run is to stop; not before validation, which saves by itself."""
-        del pl_module, rest
+        """Save when it is time or when the run is to stop; not before validation, which saves by itself.
+
+        Half a pass of a method that sees the data once is worth nothing and is not saved: it starts over.
+        """
+        del rest
         stop = self._agreed(trainer)
         late = time.monotonic() - self._saved > 60 * self.minutes
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if trainer.strategy.reduce_boolean_decision(bool(stop or late), all=False) and not last:
-            self._save(trainer)
+            if getattr(pl_module, "fit_kind", "") != "single_pass":
+                self._save(trainer)
             self._raise(stop)
 
     def on_validation_batch_end(self, trainer: Trainer, *rest: object) -> None:

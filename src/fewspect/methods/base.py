@@ -56,6 +56,8 @@ class Method(pl.LightningModule):
         self.info = DataInfo()
         self.metrics = nn.ModuleDict()
         self.automatic_optimization = self.fit_kind == "gradient"  # others give no loss
+        if self.fit_kind != "gradient":
+            self.idle = nn.Parameter(torch.zeros(()))  # DDP refuses a module without anything to train
 
     # -- what a method gives
 

@@ -90,7 +90,8 @@ def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) ->
     }
     if schedule not in decays:
         raise UserError(
-            f"method.optimizer.schedule={schedule} is not known.", f"Choose one of {', '.join(decays)}."
+            f"method.optimizer.schedule={schedule} is not known.",
+            f"Choose one of {', '.join(decays)}, steps.",
         )
 
     def at(step: int) -> float:

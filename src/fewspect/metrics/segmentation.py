@@ -134,6 +134,8 @@ def class_row(name: str, rows: Rows) -> dict[str, str | int | float]:
 class SegmentationCounts(RowMetric):
     """All overlap metrics of few-shot segmentation (see the module) from one row of counts per query.
 
+    With ``by_product`` all defects of a product are one class, and few columns are printed.
+
     Reads ``extra["votes"]`` (Q, H, W) if present (parity counting), else ``mask``, else ``prob >= 0.5``.
     """
 

@@ -181,16 +181,18 @@ def k_centre(
     points = _projected(rows.float(), width, seed)
     points = points - points.mean(0)  # small norms: less cancellation below
     norms = points.square().sum(1)
-    gap = torch.full_like(norms, torch.inf)
-    current, chosen = torch.tensor(start, device=rows.device), []
+    gap, far = torch.full_like(norms, torch.inf), torch.empty_like(norms)
+    chosen = torch.empty(number, dtype=torch.int64, device=rows.device)
+    current = torch.tensor(start, device=rows.device)
     for step in range(1, number + 1):
-        chosen.append(current)
-        gap = torch.minimum(gap, norms + norms[current] - 2 * (points @ points[current]))
+        chosen[step - 1] = current  # kept in one tensor: thousands of small ones split the heap into gigabytes
+        torch.mv(points, points[current], out=far).mul_(-2).add_(norms).add_(norms[current])
+        torch.minimum(gap, far, out=gap)
         gap[current] = -torch.inf  # never again, even among equal rows
         current = gap.argmax()
         if progress is not None and (step % max(1, number // 10) == 0 or step == number):
             progress(step, number)
-    return torch.stack(chosen)
+    return chosen
 
 
 def _projected(rows: Tensor, width: int | None, seed: int) -> Tensor:

@@ -36,6 +36,8 @@ def joined(
     """
     layers = [_pooled(t.float(), grid, pool) for t in tokens]
     layers = [unit(t) for t in layers] if equal else layers
+    if len(layers) == 1:
+        return layers[0]  # without a copy
     return torch.cat(layers, -1) if join == "concat" else torch.stack(layers).mean(0)
 
 

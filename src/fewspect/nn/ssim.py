@@ -33,8 +33,8 @@ GREY = (0.299, 0.587, 0.114)
 """Weights of R, G, B (ITU-R BT.601)."""
 
 BANDED = 512
-"""Two matrix products beat a depthwise convolution while H + W <= 512 k (measured on two CPU cores, forward
-and backward: 2.1 to 8 times faster at 256 x 256, equal at 768 x 768 with k = 3)."""
+"""Two matrix products beat a depthwise convolution while H + W <= 512 k (measured on the CPU, forward and
+backward: 1.9 to 8 times faster at 256 x 256, about equal at 768 x 768 with k = 3)."""
 
 
 class Similarity(NamedTuple):

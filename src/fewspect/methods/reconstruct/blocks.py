@@ -138,7 +138,7 @@ class AutoEncoder(nn.Module):
         if channels != self.channels:
             raise UserError(
                 f"{name} has {self.channels} image channels, the images have {channels}.",
-                "Grey images: method.color=grey method.network.channels=1.",
+                "Grey images: method.colour=grey method.network.channels=1.",
             )
         if height % self.divisor or width % self.divisor or min(height, width) < self.minimum:
             least = max(self.minimum, self.divisor)

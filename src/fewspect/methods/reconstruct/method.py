@@ -79,7 +79,7 @@ class Reconstruct(Detector):
         """Residual (Q, h, w) and reconstruction (Q, 3, h, w) of images (Q, 3, h, w) in [0, 1]."""
         del state  # the weights are all that was learned
         shown = self.shown(images)
-        again = self.net(shown)
+        again = self.net(shown).float()
         rebuilt = self._rgb(again)
         pair = (shown, again) if self.colour == "grey" else (images, rebuilt)
         return Prediction(prob=self.residual(*pair), image=rebuilt)
