@@ -185,7 +185,7 @@ def k_centre(
     chosen = torch.empty(number, dtype=torch.int64, device=rows.device)
     current = torch.tensor(start, device=rows.device)
     for step in range(1, number + 1):
-        chosen[step - 1] = current  # kept in one tensor: thousands of small ones split the heap into gigabytes
+        chosen[step - 1] = current  # one tensor: thousands of small ones split the heap into gigabytes
         torch.mv(points, points[current], out=far).mul_(-2).add_(norms).add_(norms[current])
         torch.minimum(gap, far, out=gap)
         gap[current] = -torch.inf  # never again, even among equal rows
