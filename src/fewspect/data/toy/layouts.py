@@ -9,9 +9,13 @@ Example:
 import csv
 import itertools
 import json
+import multiprocessing
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,9 @@ from fewspect.errors import UserError
 
 Key = tuple[str, str | None, int]
 """(product, defect, index): what ``draw`` needs beside seed and side."""
+
+MANY = 300
+"""Pictures from which on several processes draw (a second to begin with)."""
 
 QUALITY = 97
 """JPEG quality of the layouts that demand JPEG."""
@@ -94,6 +101,15 @@ class Job:
             _save(self.root / mask, truth * np.uint8(value))
         return Picture(Path(image), *key)
 
+    def save_all(self, tasks: Sequence[tuple[Key, str, str | None]]) -> list[Picture]:
+        """``save`` many; on all cores where that is safe and worth it, with the same pixels."""
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+        if len(tasks) < MANY or cores == 1 or multiprocessing.current_process().daemon:
+            return [self.save(*task) for task in tasks]
+        context = multiprocessing.get_context("fork")  # the others would import torch again
+        with ProcessPoolExecutor(min(cores, 8), context) as pool:
+            return list(pool.map(self.save, *zip(*tasks, strict=True), chunksize=16))
+
 
 def write(
     root: Path | str,
@@ -154,13 +170,13 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 def _mvtec(job: Job) -> list[Picture]:
     """``product/train/good``, ``product/test/<class>``, ``product/ground_truth/<class>/<stem>_mask.png``."""
-    done = []
+    tasks: list[tuple[Key, str, str | None]] = []
     for product, defect, i in job.wanted():
         part = "train" if defect is None and i < (job.good + 1) // 2 else "test"
         image = f"{product}/{part}/{defect or 'good'}/{i:03d}.png"
         mask = None if defect is None else f"{product}/ground_truth/{defect}/{i:03d}_mask.png"
-        done.append(job.save((product, defect, i), image, mask))
-    return done
+        tasks.append(((product, defect, i), image, mask))
+    return job.save_all(tasks)
 
 
 def _pairs_binary(job: Job) -> list[Picture]:
