@@ -55,6 +55,16 @@ def test_help_lists_every_choice(tmp_path):
         (["data.shots=5"], "no option data.shots", "Did you mean data.shot?"),
         (["sed=1"], "no option sed", "Did you mean seed?"),
         (
+            ["method=srgan", "trainer=smoke", "trainer.gradient_clip_val=1.0", "data.reader.good=6"],
+            "Srgan has no gradient that the trainer could clip",
+            "trainer.gradient_clip_val=null",
+        ),
+        (
+            ["method=sofs", "+data.protocol=plain"],
+            "SOFS does not work with data.protocol=plain",
+            "Set data.protocol=episodic",
+        ),
+        (
             ["method.head.reduce_dims=3"],
             "no option method.head.reduce_dims",
             "Did you mean method.head.reduce_dim?",

@@ -19,6 +19,7 @@ from fewspect.callbacks.record import FILE, Record, read_record, write_record
 from fewspect.data.module import DataModule
 from fewspect.engine import build, checkpoints, loggers, tables
 from fewspect.engine.front import Stopped
+from fewspect.errors import UserError
 from fewspect.methods.base import Method
 from fewspect.metrics.suites import LOWER_IS_BETTER
 
@@ -83,7 +84,15 @@ def assemble(
         curves: Loggers.
         data: The data.
         method: The method, which knows the data.
+
+    Raises:
+        UserError: The trainer is to clip gradients of a method that steps its optimisers itself, or has none.
     """
+    if tree["trainer"].get("gradient_clip_val") and not method.automatic_optimization:
+        raise UserError(
+            f"{type(method).__name__} has no gradient that the trainer could clip.",
+            "Set trainer.gradient_clip_val=null.",
+        )
     if tree["compile"]:
         for child in method.children():
             child.compile()
