@@ -112,7 +112,7 @@ def one(tree, **options):
 def test_the_episodes_of_a_step_are_the_same_for_one_and_two_processes(tree, epoch):
     def steps(rank, world):
         data, _ = build.parts(tree | {"data": tree["data"] | {"batch_size": 2 // world}})
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=None)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return [[e.paths for e in batch] for batch in loader]
@@ -126,7 +126,7 @@ def test_evaluation_is_dealt_out_without_padding(tree):
     shares = []
     for rank in (0, 1):
         data, _ = build.parts(tree)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, lightning_module=None)
         shares.append([e.index for batch in data.test_dataloader() for e in batch])
     assert shares == [[0, 2, 4], [1, 3]]
 
