@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
-from cli import ROOT, command, environment
+from cli import ROOT, command, environment, run
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -235,3 +235,17 @@ def wait_for(path, process):
         except subprocess.TimeoutExpired:
             continue
     pytest.fail("the second process never learnt anything")
+
+
+@pytest.mark.slow
+def test_two_processes_detect_what_one_detects(tmp_path):
+    """A single pass: every process learns from all good images, the questions are dealt out."""
+    small = [f"data.reader.{k}" for k in ("images_per_class=2", "val_per_class=1", "test_per_class=2")]
+    base = ("method=subspace", "trainer=cpu", "+data.reader.products=[wood]", "data.test_episodes=9", *small)
+    found = []
+    for devices, more in ((1, ()), (2, ("trainer.strategy=ddp", "trainer.devices=2"))):
+        done = run(*base, *more, f"hydra.run.dir={devices}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / str(devices) / "run.json").read_text())["metrics"])
+    assert "test/pixel_auroc" in found[0]
+    assert found[1] == {k: pytest.approx(v, abs=1e-6) for k, v in found[0].items()}
