@@ -110,6 +110,8 @@ class AutoEncoder(nn.Module):
 
     divisor: int = 1
     minimum: int = 1
+    encoder: nn.Module
+    decoder: nn.Module  # networks of another shape override encode and decode instead
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,11 +119,11 @@ class AutoEncoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Code (B, D, h, w) of images."""
-        raise NotImplementedError
+        return self.encoder(x)
 
     def decode(self, code: Tensor) -> Tensor:
         """Images in [0, 1] of a code."""
-        raise NotImplementedError
+        return self.decoder(code)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rebuild images; nothing is drawn.

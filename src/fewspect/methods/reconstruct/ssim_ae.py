@@ -9,7 +9,6 @@ Example:
 """
 
 import torch
-from torch import Tensor
 
 from fewspect.methods.reconstruct.blocks import AutoEncoder, decoder, encoder, half_tanh
 
@@ -41,14 +40,6 @@ class SsimAE(AutoEncoder):
         self.encoder = encoder(channels, ENCODER, code_dim)
         self.decoder = decoder(code_dim, DECODER, channels, torch.sigmoid)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Code (B, D, H/32, W/32), not negative."""
-        return self.encoder(x)
-
-    def decode(self, code: Tensor) -> Tensor:
-        """Images (B, C, H, W) of a code."""
-        return self.decoder(code)
-
 
 class SsimAELite(AutoEncoder):
     """Code D x H/64 x W/64; 0.6 M parameters.
@@ -64,11 +55,3 @@ class SsimAELite(AutoEncoder):
         super().__init__(channels)
         self.encoder = encoder(channels, LITE_ENCODER, code_dim)
         self.decoder = decoder(code_dim, LITE_DECODER, channels, half_tanh)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Code (B, D, H/64, W/64), not negative."""
-        return self.encoder(x)
-
-    def decode(self, code: Tensor) -> Tensor:
-        """Images (B, C, H, W) of a code."""
-        return self.decoder(code)

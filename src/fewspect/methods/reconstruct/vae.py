@@ -73,10 +73,6 @@ class Vae(Variational):
         hidden = self.encoder(x)
         return self.mean(hidden), self.logvar(hidden)
 
-    def decode(self, code: Tensor) -> Tensor:
-        """Images (B, C, H, W) of a code."""
-        return self.decoder(code)
-
 
 class VaeLegacy(Variational):
     """The reference's: unpadded convolutions of stride 1, so the code is 30 times larger than the image.
