@@ -7,6 +7,7 @@ activation, also before the output; parameter names are those of the reference's
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +111,8 @@ class AutoEncoder(nn.Module):
 
     divisor: int = 1
     minimum: int = 1
-    encoder: nn.Module
-    decoder: nn.Module  # networks of another shape override encode and decode instead
+    encoder: Any  # a module of whatever container; networks of another shape override encode and decode
+    decoder: Any
 
     def __init__(self, channels: int) -> None:
         super().__init__()
