@@ -191,8 +191,8 @@ class EpisodeDataset(Dataset[Episode]):
         """Entry of episode i: shuffled passes in training, evenly spread over the list in evaluation."""
         number = len(self.entries)
         if self.train:
-            return int(order(self.seed, self.name, epoch, i // number, number)[i % number])
-        return i * number // self._length if self._length < number else i % number
+            return shuffled(self.seed, self.name, epoch, i, number)
+        return spread(i, self._length, number)
 
     def _more_queries(
         self, r: np.random.Generator, query: Sample, possible: list[Sample], supports: list[Sample]
@@ -285,7 +285,17 @@ def truth(sample: Sample, entry: Entry, size: torch.Size) -> tuple[Tensor, int]:
     return torch.full(size, IGNORE, dtype=torch.uint8), 1 if sample.label > 0 else -1
 
 
+def shuffled(seed: int, name: str, epoch: int, i: int, number: int) -> int:
+    """Which of ``number`` things item i of a training epoch is: passes over all, each in a new order."""
+    return int(_order(seed, name, epoch, i // number, number)[i % number])
+
+
+def spread(i: int, length: int, number: int) -> int:
+    """Which of ``number`` things item i of a fixed list of ``length`` is: evenly spread, or all in turn."""
+    return i * number // length if length < number else i % number
+
+
 @lru_cache(maxsize=8)
-def order(seed: int, name: str, epoch: int, turn: int, number: int) -> np.ndarray:
+def _order(seed: int, name: str, epoch: int, turn: int, number: int) -> np.ndarray:
     """Order of one pass over the entries, a pure function of its arguments."""
     return rng(seed, f"order/{name}", epoch, turn).permutation(number)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from fewspect.data.crops import Change
 from fewspect.data.entries import ANOMALY, Entry
-from fewspect.data.episodes import order, truth
+from fewspect.data.episodes import shuffled, spread, truth
 from fewspect.data.index import Index, load_image
 from fewspect.data.problems import Problem
 from fewspect.draws import rng
@@ -89,8 +89,8 @@ class PlainDataset(Dataset[Episode]):
         """Sample of item i: shuffled passes in training, evenly spread over the list in evaluation."""
         number = len(self.samples)
         if self.train:
-            return int(order(self.seed, f"plain/{self.name}", epoch, i // number, number)[i % number])
-        return i * number // self._length if self._length < number else i % number
+            return shuffled(self.seed, f"plain/{self.name}", epoch, i, number)
+        return spread(i, self._length, number)
 
     def _view(self, image: Tensor, r: np.random.Generator) -> Tensor:
         """(3, side, side) in [0, 1]: the whole image, or a random square of the zoomed one."""
