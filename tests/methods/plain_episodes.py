@@ -1,7 +1,8 @@
-"""Episodes and supports of good images, as the plain protocol gives them."""
+"""Episodes and supports of good images, as the plain protocol gives them, and how a detector is used."""
 
 import torch
 
+from fewspect.methods.detector import Fitted
 from fewspect.types import Episode, Support
 
 SIDE = 64
@@ -44,3 +45,17 @@ def support(views, product="board", label=None):
         count=torch.ones(number),
         product=product,
     )
+
+
+def learned(method, batch):
+    """A single pass over ``batch``, two at a time."""
+    for k in range(0, len(batch), 2):
+        method.observe(batch[k : k + 2])
+    method.finish()
+    return method
+
+
+def ask(method, queries, product="board", owner=None):
+    """The raw map (Q, h, w) of what was learned about a product."""
+    with torch.inference_mode():
+        return method.predict(queries, Fitted(product, owner)).prob

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from plain_episodes import SIDE, episodes, images, support
+from plain_episodes import SIDE, ask, episodes, images, learned, support
 
 from fewspect.backbones.tiny import Tiny
 from fewspect.errors import UserError
@@ -17,18 +17,6 @@ CELLS = (SIDE // 4) ** 2
 
 def patch_nn(**options):
     return PatchNN(Tiny(None, side=SIDE, width=16), evaluate={"side": SIDE}, **options).eval()
-
-
-def learned(method, batch):
-    for k in range(0, len(batch), 2):
-        method.observe(batch[k : k + 2])
-    method.finish()
-    return method
-
-
-def ask(method, queries, product="board", owner=None):
-    with torch.inference_mode():
-        return method.predict(queries, Fitted(product, owner)).prob
 
 
 def tokens(method, queries):
