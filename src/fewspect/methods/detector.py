@@ -10,7 +10,7 @@ the data and checked here once more: a defect can't move a threshold. They are p
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -166,7 +166,7 @@ class Detector(Method):
             return Prediction(prob=self._full(final, image), score=score[None], image=image_again)
         calibration = self.calibrations.about(choose(product, known))
         final, score = self.finish_map(raw, image.shape[-2:], calibration)
-        mask = clean((final > calibration.pixel).cpu().numpy(), **_fields(self.cleaning))
+        mask = clean((final > calibration.pixel).cpu().numpy(), **asdict(self.cleaning))
         mask = torch.from_numpy(mask).to(image.device, torch.uint8)
         if mask.shape != image.shape[-2:]:
             mask = F.interpolate(mask[None, None], image.shape[-2:], mode="nearest")[0, 0]
@@ -295,10 +295,6 @@ def choose(product: str, known: Collection[str]) -> str:
         return next(iter(known))
     names = ", ".join(sorted(known))
     raise UserError(f"Nothing was learned about the product '{product}'.", f"Known are: {names}.")
-
-
-def _fields(options: Clean) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__slots__}
 
 
 def _of_all_processes(mine: list[Observed]) -> list[Observed]:
