@@ -199,3 +199,19 @@ def test_the_support_of_an_episode_names_its_product(data):
     assert episode.support.product == episode.product
     assert MeanImage().adapt(episode.support) == Fitted(episode.product)
     assert isinstance(episode.support, Support)
+
+
+def test_a_marked_region_grows_down_to_a_share_of_the_threshold(data, tmp_path):
+    method, _ = fitted(data(), tmp_path, threshold={"pixel": {"name": "quantile", "p": 0.9}})
+    images = [e.query_image[0] for e in data().dataset("test")]
+    before = [method.detect(x, Fitted("wood"), "wood") for x in images]
+    method.cleaning = replace(method.cleaning, low=0.5)
+    after = [method.detect(x, Fitted("wood"), "wood") for x in images]
+    assert all(bool((a.mask >= b.mask).all()) for a, b in zip(after, before, strict=True))
+    assert sum(int(a.mask.sum()) for a in after) > sum(int(b.mask.sum()) for b in before)
+    assert all(a.mask.any() == b.mask.any() for a, b in zip(after, before, strict=True)), "nothing new begins"
+
+
+def test_a_share_of_the_threshold_is_a_share():
+    with pytest.raises(UserError, match=r"clean\.low=1\.5"):
+        MeanImage(clean={"low": 1.5})

@@ -61,6 +61,7 @@ def episode(image):
     return Episode(
         *(torch.zeros(0, 3, *side), torch.zeros(0, *side), torch.zeros(0), torch.zeros(0)),
         *(image[None], torch.zeros(1, *side), torch.zeros(1), ("good",)),
+        paths=("good.png",),
     )
 
 
@@ -278,6 +279,27 @@ def made(kind):
     if kind is Srgan:
         return Srgan(Generator(2), optimizer=PLAN, corruption=0.5)
     return Reconstruct(VaeLegacy(), optimizer=PLAN, corruption=0.5, loss={"name": "vae"})
+
+
+def test_answers_are_normalised_by_what_the_training_images_give_now(tmp_path):
+    learned = {}
+    for settle in (0, 2):
+        torch.manual_seed(0)
+        method = Reconstruct(SsimAELite(channels=3), optimizer=PLAN, loss={"windows": [3]}, settle=settle)
+        data = loader(6, 64)
+        trainer(tmp_path, max_epochs=3).fit(method, data, data)
+        learned[settle] = method.eval()
+    lagging, settled = (learned[k] for k in (0, 2))
+    assert all(torch.equal(a, b) for a, b in zip(lagging.parameters(), settled.parameters(), strict=True))
+    first = next(m for m in settled.net.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        shown = torch.cat([e.query_image for batch in list(data)[:2] for e in batch])
+        seen = first(shown).movedim(1, 0).flatten(1)  # (channels, values) of two batches
+    norm = next(m for m in settled.net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert torch.allclose(norm.running_mean, seen.mean(1), atol=1e-5)
+    trained = copy.deepcopy(settled.net).train()(shown)
+    off = {k: float((m.net(shown) - trained).abs().mean()) for k, m in learned.items()}
+    assert off[2] < off[0]
 
 
 @pytest.mark.parametrize("kind", [Reconstruct, Srgan])

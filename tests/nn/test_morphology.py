@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewspect.nn.morphology import clean, disk, hysteresis, keep_large, largest
+from fewspect.nn.morphology import clean, disk, grown, keep_large, largest
 
 MASKS = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).random((13, 17)) < 0.55)
 
@@ -75,7 +75,8 @@ def test_hysteresis_keeps_regions_with_a_strong_pixel(seed, low, high):
     for region in slow_regions(values > low):
         if any(values[p] > high for p in region):
             expected[tuple(np.array(sorted(region)).T)] = True
-    assert np.array_equal(hysteresis(values, low, high), expected)
+    assert np.array_equal(grown(values > high, values > low), expected)
+    assert np.array_equal(clean(values > high, values > low), expected)
 
 
 def test_neighbours_touch_at_corners():

@@ -77,13 +77,23 @@ class Clean:
 
     Attributes:
         open_radius: Radius in pixels of the disk of a binary opening; 0 = none.
+        low: Share of the pixel threshold, in (0, 1], that marked regions grow down to (hysteresis); null =
+            they stay as they are. For maps whose values are not negative.
         min_area: Connected regions (8 neighbours) with fewer pixels are removed.
         fill_holes: Fill what a region encloses.
     """
 
     open_radius: int = 0
+    low: float | None = None
     min_area: int = 0
     fill_holes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.low is not None and not 0 < self.low <= 1:
+            raise UserError(
+                f"method.clean.low={self.low} is no share of the pixel threshold.",
+                "Choose a value in (0, 1], or null.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +176,7 @@ class Detector(Method):
             return Prediction(prob=self._full(final, image), score=score[None], image=image_again)
         calibration = self.calibrations.about(choose(product, known))
         final, score = self.finish_map(raw, image.shape[-2:], calibration)
-        mask = clean((final > calibration.pixel).cpu().numpy(), **asdict(self.cleaning))
-        mask = torch.from_numpy(mask).to(image.device, torch.uint8)
+        mask = self._marked(final, calibration.pixel)
         if mask.shape != image.shape[-2:]:
             mask = F.interpolate(mask[None, None], image.shape[-2:], mode="nearest")[0, 0]
         return Prediction(
@@ -179,6 +188,13 @@ class Detector(Method):
             image=image_again,
             extra={"calibrated": calibration.rank(score)[None]},
         )
+
+    def _marked(self, final: Tensor, threshold: float) -> Tensor:
+        """Cleaned mask (h, w) uint8 of what exceeds the pixel threshold."""
+        options = asdict(self.cleaning)
+        low, values = options.pop("low"), final.cpu().numpy()
+        weak = None if low is None else values > low * threshold
+        return torch.from_numpy(clean(values > threshold, weak, **options)).to(final.device, torch.uint8)
 
     def raw_map(self, image: Tensor, state: State) -> tuple[Tensor, Tensor | None]:
         """Raw map (h, w) of an image (3, H, W) uint8, and the reconstruction (1, 3, h, w) if there is one."""

@@ -17,12 +17,18 @@ def disk(radius: int) -> np.ndarray:
 
 
 def clean(
-    mask: np.ndarray, *, open_radius: int = 0, min_area: int = 0, fill_holes: bool = False
+    mask: np.ndarray,
+    weak: np.ndarray | None = None,
+    *,
+    open_radius: int = 0,
+    min_area: int = 0,
+    fill_holes: bool = False,
 ) -> np.ndarray:
-    """Opening, area filter, holes, in this order; each can be left out.
+    """Opening, hysteresis, area filter, holes, in this order; each can be left out.
 
     Args:
         mask: (H, W) bool.
+        weak: (H, W) bool, what regions may grow into, see ``grown``; None = they stay as they are.
         open_radius: Radius of the opening's disk in pixels; 0 = none. Outside the image everything counts as
             foreground while eroding, so that a region at the border is not worn off there.
         min_area: Regions with fewer pixels go; with as many they stay.
@@ -37,25 +43,26 @@ def clean(
         element = disk(open_radius)
         eroded = ndimage.binary_erosion(mask, element, border_value=1)
         mask = ndimage.binary_dilation(eroded, element)
+    if weak is not None:
+        mask = grown(mask, weak)
     if min_area > 1:
         mask = keep_large(mask, min_area)
     return ndimage.binary_fill_holes(mask) if fill_holes else mask  # type: ignore[return-value]
 
 
-def hysteresis(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Regions of {values > low} with at least one pixel above ``high`` (Canny 1986).
+def grown(strong: np.ndarray, weak: np.ndarray) -> np.ndarray:
+    """Hysteresis: the regions of ``weak`` with at least one pixel of ``strong`` (Canny 1986).
 
     Args:
-        values: (H, W) float.
-        low: Where a region ends.
-        high: What a region must reach, at least ``low``.
+        strong: (H, W) bool, what certainly belongs.
+        weak: (H, W) bool, contains ``strong``.
 
     Returns:
         (H, W) bool.
     """
-    label, count = regions(values > low)
+    label, count = regions(weak)
     keep = np.zeros(count + 1, dtype=bool)
-    keep[np.unique(label[values > high])] = True
+    keep[np.unique(label[strong])] = True
     keep[0] = False
     return keep[label]
 

@@ -10,12 +10,13 @@ Example:
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from fewspect.backbones import weights
 from fewspect.errors import UserError
@@ -44,6 +45,9 @@ class Reconstruct(Detector):
         colour: What the network is shown: ``rgb``, ``bgr`` (as the reference's checkpoints expect) or
             ``grey`` (one channel).
         corruption: Training: share of the images that are damaged by ``cut_paste`` and must come back whole.
+        settle: Batches of the training set, without damage, that the statistics of batch normalisation are
+            measured on before each validation; 0 = running averages as published. Running averages lag: a
+            training of 25 steps answers in constant grey with them, and with a memory of ten steps, too.
         options: See ``Detector`` and ``Method``.
 
     Raises:
@@ -64,6 +68,7 @@ class Reconstruct(Detector):
         residual: Mapping[str, Any] | None = None,
         colour: Order = "rgb",
         corruption: float = 0.0,
+        settle: int = 16,
         **options: Any,  # noqa: ANN401 - checked by the bases
     ) -> None:
         chosen = self.schema["loss"](**(loss or {}))
@@ -71,7 +76,7 @@ class Reconstruct(Detector):
         self.loss = chosen
         self.residual = Residual(**(residual or {}))
         self.colour: Order = colour
-        self.corruption = corruption
+        self.corruption, self.settle = corruption, settle
         self.net = network
         self._refuse()
 
@@ -92,6 +97,20 @@ class Reconstruct(Detector):
             assert isinstance(self.net, Variational)
             return self.loss.variational(self.net.sample(seen), target)
         return self.loss(self.net(seen), target)
+
+    def on_validation_epoch_start(self) -> None:
+        """Measure the statistics that answers are normalised with; training itself never reads them."""
+        super().on_validation_epoch_start()
+        if self.settle and self.trainer.state.fn == "fit":
+            update_bn(self._undamaged(), self.net)
+
+    def _undamaged(self) -> Iterator[Tensor]:
+        """The same ``settle`` batches (B, C, side, side) every time, in every process."""
+        loader: Any = self.trainer.train_dataloader
+        items, size = loader.dataset, loader.batch_size
+        end = min(len(items), self.settle * size)
+        for start in range(0, end, size):
+            yield self.targets([items[k].to(self.device) for k in range(start, min(start + size, end))])
 
     def load_foreign(self, path: Path) -> None:
         """Load a bare state dict of the reference, with or without its ``module.`` prefix.
