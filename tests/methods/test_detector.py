@@ -124,9 +124,7 @@ def test_a_defect_cannot_move_a_threshold(data, tmp_path):
     module = data()
     before = fitted(module, tmp_path)[0].calibrations.table
     index = module.index
-    spoiled = [
-        replace(s, split="val") if s.label > 0 and k % 2 else s for k, s in enumerate(index.samples)
-    ]
+    spoiled = [replace(s, split="val") if s.label > 0 and k % 2 else s for k, s in enumerate(index.samples)]
     leaky = data()
     leaky._index = index.with_samples(spoiled)
     assert any(s.split == "val" and s.label > 0 for s in leaky.index.samples)
@@ -202,7 +200,7 @@ def test_the_support_of_an_episode_names_its_product(data):
 
 
 def test_a_marked_region_grows_down_to_a_share_of_the_threshold(data, tmp_path):
-    method, _ = fitted(data(), tmp_path, threshold={"pixel": {"name": "quantile", "p": 0.9}})
+    method, _ = fitted(data(), tmp_path, threshold={"pixel": "quantile", "p": 0.9})
     images = [e.query_image[0] for e in data().dataset("test")]
     before = [method.detect(x, Fitted("wood"), "wood") for x in images]
     method.cleaning = replace(method.cleaning, low=0.5)

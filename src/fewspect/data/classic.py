@@ -64,12 +64,13 @@ PRESETS: dict[str, Classic] = {
     "upright": Classic(),
     "light": Classic(mirror=0.0, flip=0.0),
     "moved": Classic(rotation=10.0, shift=12.0),
+    "turned": Classic(light=0.0, rotation=45.0),
     "deecamp": Classic(mirror=0.33, flip=0.67),
     "deecamp_chip": Classic(gain=(0.80, 0.95)),
 }
 """``upright``: mostly as taken; ``light``: parts that are told from their mirror image; ``moved``: with the
-rotation and shift that the original switched off; ``deecamp``: its MVTec recipe, never upright;
-``deecamp_chip``: its chip recipe."""
+rotation and shift that the original switched off; ``turned``: textures, by up to 45 degrees;
+``deecamp``: its MVTec recipe, never upright; ``deecamp_chip``: its chip recipe."""
 
 
 def preset(name: str) -> Change:

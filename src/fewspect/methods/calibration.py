@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,19 +26,36 @@ Finish = Callable[[Tensor, tuple[int, int], "Calibration | None"], tuple[Tensor,
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How thresholds follow from good images; names and options as in ``nn.thresholds``.
+    """How thresholds follow from good images; names as in ``nn.thresholds``.
 
     Attributes:
-        alpha: Share of good images that may be called defective.
+        alpha: Share of good images that may be called defective (``gpd``: that have a marked pixel;
+            ``pixel_fpr``: share of good pixels that may be marked).
         image: Estimator of the image threshold; ``conformal`` holds ``alpha`` for any distribution of scores.
-        pixel: Estimator of the pixel threshold and its options, e.g. ``{name: max_area, area: 25}``.
+        pixel: Estimator of the pixel threshold. It reads those of the following that it knows.
+        p: ``quantile``, ``image_max``: which quantile of the pixels, or of the images' largest pixels.
+        area: ``max_area``: a region of a good image stays below this many pixels; ``legacy_area``: all of
+            them together.
+        k: ``ksigma``: number of standard deviations above the mean.
+        value: ``fixed``: the threshold itself.
         factor: Both thresholds are multiplied by this.
     """
 
     alpha: float = 0.05
     image: Literal["conformal", "max"] = "conformal"
-    pixel: Mapping[str, Any] = field(default_factory=lambda: {"name": "image_max", "p": 0.95})
+    pixel: Literal[
+        "max", "quantile", "pixel_fpr", "ksigma", "image_max", "max_area", "legacy_area", "gpd", "fixed"
+    ] = "image_max"
+    p: float = 0.95
+    area: int = 25
+    k: float = 3.0
+    value: float = 0.0
     factor: float = 1.0
+
+    def of_pixel(self) -> dict[str, float]:
+        """What the chosen pixel estimator takes of these."""
+        known = (name for name in thresholds.parameters(self.pixel) if hasattr(self, name))
+        return {name: getattr(self, name) for name in known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +167,7 @@ def _calibrate(good: list[Observed], rules: Rules, norm: str, finish: Finish) ->
         if k in kept:
             finals.append(final.cpu().numpy())
     image = thresholds.image_threshold(rules.image, scores, alpha=rules.alpha)
-    pixel = float(thresholds.pixel_threshold(maps=finals, **rules.pixel)) * rules.factor
+    pixel = thresholds.pixel_threshold(name=rules.pixel, maps=finals, **rules.of_pixel()) * rules.factor
     low = float(min(f.min() for f in finals))
     return Calibration(
         pixel=pixel,

@@ -154,6 +154,11 @@ def pixel_threshold(*, name: str, maps: Maps, **options: Any) -> float:  # noqa:
     return float(_call("pixel threshold", PIXEL_ESTIMATORS, name, maps, options))
 
 
+def parameters(name: str) -> list[str]:
+    """Names of what a pixel estimator takes beside maps."""
+    return list(inspect.signature(PIXEL_ESTIMATORS[name]).parameters)[1:] if name in PIXEL_ESTIMATORS else []
+
+
 def maximum(maps: Maps) -> float:
     """The largest pixel of all maps."""
     return max(float(m.max()) for m in maps)
@@ -250,7 +255,7 @@ def gpd(maps: Maps, q: float = 0.5, alpha: float = 0.05) -> float:
     if len(excess) < FEWEST_EXCESSES:
         raise UserError(
             f"gpd has {len(excess)} good images in the tail, too few to fit it.",
-            "Give more good images, take a smaller q, or use name=image_max.",
+            "Give more good images, take a smaller q, or use image_max.",
         )
     position = (np.arange(1, len(excess) + 1) - 0.35) / len(excess)
     first, second = float(excess.mean()), float(((1 - position) * excess).mean())
