@@ -39,15 +39,22 @@ def steps(folder):
     return max((int(r["step"]) for r in rows if (r["step"] or "").isdigit()), default=-1)
 
 
-def stop_at(folder, step, signum, cwd):
+def stop_at(folder, step, signum, cwd, *options):
     with (cwd / "out.txt").open("w") as out:
-        process = subprocess.Popen(
-            command(*LONG, f"hydra.run.dir={folder}"), cwd=cwd, env=environment(), stdout=out, stderr=out
-        )
+        asked = command(*LONG, *options, f"hydra.run.dir={folder}")
+        process = subprocess.Popen(asked, cwd=cwd, env=environment(), stdout=out, stderr=out)
         while process.poll() is None and steps(folder) < step:
             time.sleep(0.02)
         process.send_signal(signum)
         return process.wait(60)
+
+
+def same_end(again, whole):
+    assert again["global_step"] == whole["global_step"]
+    assert again["state_dict"].keys() == whole["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, again["state_dict"][name]), name
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +103,22 @@ def test_train_leaves_a_run_folder(trained):
     lines = [x for x in done.stderr.splitlines() if x.strip()]
     assert len(lines) == len(set(lines)), "a log line appears twice"
     assert "Tip" not in done.stderr
+    record = json.loads((folder / "run.json").read_text())
+    assert record["choices"] == {"method": "sofs", "data": "toy", "backbone": "tiny", "trainer": "smoke"}
+    assert record["milliseconds_per_image"] > 0
+    assert 0 < record["parameters"]["trained"] < record["parameters"]["all"]
+
+
+def test_the_episodes_of_a_test_add_up_to_its_result(trained):
+    folder, _ = trained
+    sums = {}
+    for row in csv.DictReader((folder / "episodes.csv").open()):
+        hit, union = sums.get(row["class"], (0, 0))
+        sums[row["class"]] = (hit + int(row["intersection"]), union + int(row["union"]))
+        assert not row["query"].startswith("/")
+    known = [hit / union for hit, union in sums.values() if union]
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    assert sum(known) / len(known) == pytest.approx(metrics["test/miou"], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -146,10 +169,38 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(signum, step, end, p
     done = run(f"run={folder}", "resume=true", cwd=place)
     assert done.returncode == 0, done.stderr
     assert status(folder) == "done"
-    again = last(folder)
-    assert again["global_step"] == whole["global_step"] == 15
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, again["state_dict"][name]), name
+    same_end(last(folder), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["srgan"])
+def test_a_killed_detector_continues_as_if_nothing_had_happened(method, place):
+    options = (f"method={method}", "data.episodes=10", "method.evaluate.side=64")
+    done = run(*LONG, *options, f"hydra.run.dir=whole_{method}", cwd=place)
+    assert done.returncode == 0, done.stderr
+    folder = place / f"killed_{method}"
+    assert stop_at(folder, 8, signal.SIGKILL, place, *options) == -9
+    done = run(f"run={folder}", "resume=true", cwd=place)
+    assert done.returncode == 0, done.stderr
+    same_end(last(folder), last(place / f"whole_{method}"))
+
+
+@pytest.mark.slow
+def test_a_killed_single_pass_starts_over(place):
+    options = ("method=subspace", "trainer.limit_train_batches=1.0")
+    done = run(*LONG, *options, "hydra.run.dir=whole_subspace", cwd=place)
+    assert done.returncode == 0, done.stderr
+    folder = place / "killed_subspace"
+    with (place / "out.txt").open("w") as out:
+        asked = command(*LONG, *options, f"hydra.run.dir={folder}")
+        process = subprocess.Popen(asked, cwd=place, env=environment(), stdout=out, stderr=out)
+        while process.poll() is None and not (folder / "run.json").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -9
+    done = run(f"run={folder}", "resume=true", cwd=place)
+    assert done.returncode == 0, done.stderr
+    same_end(last(folder), last(place / "whole_subspace"))
 
 
 @pytest.mark.slow
