@@ -8,6 +8,7 @@ the one file that sweeps, comparisons and resumes read, and it holds no machine 
 import json
 import math
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -63,6 +64,16 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
+def parameters(module: torch.nn.Module) -> dict[str, int]:
+    """Number of parameters, and of those that are trained; lazy ones that have no shape yet count nothing."""
+    named = ((n, p) for n, p in module.named_parameters() if n != "idle")  # see ``Method``: for DDP only
+    known = [p for _, p in named if not isinstance(p, torch.nn.UninitializedParameter)]
+    return {
+        "all": sum(p.numel() for p in known),
+        "trained": sum(p.numel() for p in known if p.requires_grad),
+    }
+
+
 def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """Scalars as floats; values that are not finite become None (JSON knows no NaN)."""
     values = {name: float(value) for name, value in metrics.items()}
@@ -110,6 +121,7 @@ class Record(Callback):
         self._began = self._mark = time.perf_counter()
         self._earlier = 0.0
         self._seconds, self._samples = 0.0, 0
+        self._asked, self._answered = 0.0, list[float]()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin or go on; a record that is already there (resume, test after fit) is continued."""
@@ -129,6 +141,7 @@ class Record(Callback):
             if (self.record.get("objective") or {}).get("name") != self.objective:
                 self.record["objective"] = target | {"value": None, "last": None, "epoch": None}
         device = pl_module.device.type if trainer.strategy is None else trainer.strategy.root_device.type
+        self.record["parameters"] = parameters(pl_module)
         self.record |= {"device": device, "devices": trainer.world_size, "precision": str(trainer.precision)}
         self.finish(trainer, "running", stage=stage, error=None)
 
@@ -180,6 +193,17 @@ class Record(Callback):
         self._seconds, self._mark = self._seconds + now - self._mark, now
         self._samples += (len(batch) if isinstance(batch, list | tuple) else 1) * trainer.world_size
 
+    def on_test_batch_start(self, *args: object, **kwargs: object) -> None:
+        """Start the clock of these answers; reading the images is not in it."""
+        self._asked = time.perf_counter()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, *rest: object
+    ) -> None:
+        """Note what an answer took, its measurement included."""
+        number = len(batch) if isinstance(batch, list | tuple) else 1
+        self._answered.append(1000 * (time.perf_counter() - self._asked) / max(1, number))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
         self._update(trainer)
@@ -192,6 +216,8 @@ class Record(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
+        if self._answered:
+            self.record["milliseconds_per_image"] = round(statistics.median(self._answered), 3)
         self._update(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

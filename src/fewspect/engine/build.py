@@ -36,6 +36,10 @@ class Options:
     debug: bool = False
 
 
+ELSEWHERE = ("runs", "compare", "launcher")
+"""Options of comparisons and launchers, which are no part of a run."""
+
+
 def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
     """Plain dicts of the config, with every target allowed and every option fitting its constructor.
 
@@ -46,7 +50,7 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: Names every misfit, or the option that must be given.
     """
-    tree = _plain(cfg)
+    tree = {key: value for key, value in _plain(cfg).items() if key not in ELSEWHERE}
     allow.require(tree, extra)
     groups = {key: value for key, value in tree.items() if isinstance(value, dict)}
     options = {key: value for key, value in tree.items() if key not in groups}

@@ -1,14 +1,18 @@
 """Run folders: what a new one is called, what an old one remembers, who may write into it. No torch in here.
 
 A run folder holds ``config.yaml`` (as composed, interpolations kept), ``run.json``, ``metrics.csv``,
-``run.log``, ``results.csv``, ``checkpoints/{best,last,previous}.ckpt``, ``panels/`` and ``predictions/``.
+``run.log``, ``results.csv``, ``episodes.csv``, ``checkpoints/{best,last,previous}.ckpt``, ``panels/`` and
+``predictions/``.
 Tests and predictions of a finished run are run folders of their own inside it, so that they never touch its
 record.
 """
 
 import fcntl
+import hashlib
 import os
+import re
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -26,6 +30,11 @@ GROUPS = ("method", "data", "backbone", "trainer", "logger")
 OF_A_DATA_SET = ("root", "fold", "category", "reader")
 """Options of ``data`` that mean one data set; the others (side, shot, ...) hold for the next one, too."""
 
+LASTING = ("process", "slurm")
+"""Launchers that continue a sweep."""
+
+LONGEST_NAME = 60
+
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 DINOV2 = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2_vitl14"}
@@ -37,7 +46,24 @@ def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) ->
     if run and resume:
         return str(run)
     mine = f"{now}-{os.getpid()}"  # two runs may start in the same second
+    if mode == "compare":
+        return f"logs/compare/{mine}"
     return f"{run}/{mode}-{mine}" if run else f"logs/{kind}/{mine}"
+
+
+def sweep_folder(launcher: str, now: str) -> str:
+    """Name the folder of a sweep (resolver ``sweep_folder``).
+
+    The launchers that can go on where they were get one that follows from the command, so that the same
+    command finds it again.
+    """
+    if launcher not in LASTING:
+        return f"logs/sweeps/{now}-{os.getpid()}"
+    told = [a for a in sys.argv[1:] if not a.startswith(("-", "launcher.", "hydra"))]
+    values = "-".join(a.partition("=")[2] for a in told if a.startswith(("method=", "data=", "experiment=")))
+    words = re.sub(r"[^A-Za-z0-9]+", "-", values).strip("-")[:LONGEST_NAME]
+    digest = hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:8]
+    return f"logs/sweeps/{'-'.join(filter(None, (words, digest)))}"
 
 
 def with_choices_of_run(arguments: list[str]) -> list[str]:
@@ -142,10 +168,15 @@ def restore(cfg: DictConfig, overrides: list[str], choices: list[str]) -> DictCo
 
 
 def save(cfg: DictConfig, folder: Path) -> None:
-    """Write ``config.yaml`` in one stroke."""
-    part = folder / f"{CONFIG}.part"
-    part.write_text(OmegaConf.to_yaml(cfg), "utf-8")
-    part.replace(folder / CONFIG)
+    """Write ``config.yaml``."""
+    write(folder / CONFIG, OmegaConf.to_yaml(cfg))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file in one stroke: the old one stands until the new one is complete."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, "utf-8")
+    part.replace(path)
 
 
 def lock(folder: Path) -> IO[str]:

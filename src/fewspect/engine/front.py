@@ -48,6 +48,7 @@ def guard(main: Callable[[], Any], conf: Path) -> NoReturn:
     # waiting threads sleep: spinning ones take the cores from the loaders and from every other run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     OmegaConf.register_new_resolver("run_folder", folders.run_folder, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", folders.sweep_folder, replace=True)
     sys.exit(_guarded(main, conf, arguments))
 
 

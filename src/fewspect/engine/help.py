@@ -12,6 +12,7 @@ MODES = {
     "train": "fit, then test the best checkpoint (default)",
     "test": "test the checkpoint of run=<folder>, or checkpoint=<file>",
     "predict": "masks for a folder: run=<folder> data=folder data.root=<images>",
+    "compare": "tables and one HTML page of finished runs: runs=logs/sofs",
     "check": "explain the data folder, validate the config, try one batch on the CPU",
 }
 GROUPS = {
@@ -21,6 +22,7 @@ GROUPS = {
     "experiment": "published recipes",
     "trainer": "trainers",
     "logger": "loggers",
+    "hydra/launcher": "launchers of sweeps",
 }
 HEAD = """Fewspect: few-shot industrial visual inspection.
 

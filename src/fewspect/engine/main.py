@@ -31,7 +31,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     if cfg.mode not in MODES:
         hint = f"{help.nearest(str(cfg.mode), MODES)} Choose one of: {', '.join(MODES)}."
         raise UserError(f"mode={cfg.mode} does not exist.", hint.strip())
-    environment.prepare()
+    if cfg.mode not in LIGHT:
+        environment.prepare()
     if cfg.run:
         cfg = folders.restore(cfg, overrides, folders.recorded(Path(cfg.run)))
     with ExitStack() as stack:
@@ -121,9 +122,47 @@ def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     print("everything fits")
 
 
+def compare(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Set finished runs side by side: tables on the terminal, ``comparison.{html,md,csv}`` in the folder."""
+    from omegaconf import OmegaConf  # noqa: PLC0415
+
+    from fewspect.engine import tables  # noqa: PLC0415
+    from fewspect.report import page, records  # noqa: PLC0415
+    from fewspect.report import tables as report  # noqa: PLC0415
+
+    del extra
+    if cfg.runs is None:
+        raise UserError(
+            "mode=compare needs runs to compare.", "Add runs=logs/sofs, or runs='[logs/a,logs/b]'."
+        )
+    patterns = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
+    runs, others = records.collect(patterns)
+    if not runs:
+        raise UserError(
+            f"None of the {len(others)} runs has a test result yet.",
+            f"The first is {others[0].folder}: {others[0].status}.",
+        )
+    asked = OmegaConf.to_container(cfg.compare)
+    assert isinstance(asked, dict)
+    lists = {str(k): [v] if isinstance(v, str) else v for k, v in asked.items()}
+    comparison = report.compare(runs, **lists)
+    title = "Comparison of " + ", ".join(patterns)
+    for name, text in (
+        ("html", page.to_html(comparison, others, title)),
+        ("md", report.to_markdown(comparison)),
+        ("csv", report.to_csv(comparison)),
+    ):
+        folders.write(folder / f"comparison.{name}", text)
+    tables.show_comparison(comparison, others)
+    tables.farewell(folder)
+
+
 MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "train": train,
     "test": test,
     "predict": predict,
     "check": check,
+    "compare": compare,
 }
+LIGHT = ("compare",)
+"""Modes that need neither torch nor Lightning."""

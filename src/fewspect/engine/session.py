@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
+from fewspect.callbacks.episodes import Episodes
 from fewspect.callbacks.nan_guard import NanGuard
 from fewspect.callbacks.panels import Panels
 from fewspect.callbacks.predictions import Predictions
@@ -26,6 +28,9 @@ from fewspect.metrics.suites import LOWER_IS_BETTER
 log = logging.getLogger(__name__)
 
 Stage = Literal["test", "predict"]
+
+CHOICES = ("method", "data", "backbone", "experiment", "trainer")
+"""Groups of the configuration that ``run.json`` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ def assemble(
         checkpoints.Keeper(folder),
         NanGuard(),
         Panels(folder=str(folder / "panels")),
+        Episodes(str(folder)),
     ]
     callbacks += [RichProgressBar()] if sys.stdout.isatty() else [EpochLine("train/loss", objective)]
     callbacks += [Predictions(folder=str(folder / "predictions"))] if stage == "predict" else []
@@ -150,7 +156,16 @@ def facts(tree: dict[str, Any]) -> dict[str, Any]:
         for key in ("method", "data", "backbone")
         if "_target_" in tree.get(key, {})
     }
-    return {**names, **{key: tree[key] for key in ("seed", "mode", "name", "tags")}, "config": tree}
+    told = {key: tree[key] for key in ("seed", "mode", "name", "tags")}
+    return {**names, **told, "choices": chosen(), "config": tree}
+
+
+def chosen() -> dict[str, str]:
+    """Names of the files that were chosen for this run, e.g. ``{"method": "sofs"}``; empty without Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    choices = HydraConfig.get().runtime.choices
+    return {g: str(choices[g]) for g in CHOICES if choices.get(g) not in (None, "null")}
 
 
 class EpochLine(Callback):

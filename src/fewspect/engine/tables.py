@@ -7,6 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fewspect.report.records import Run
+from fewspect.report.tables import Comparison, costs, grid, legend
+
 INTERVAL = "_ci95"
 COUNTS = ("classes", "episodes", "episodes_empty", "episodes_ignored")
 """Totals that are whole numbers; Lightning hands every metric back as a float."""
@@ -65,6 +68,22 @@ def show(
             console.print(result(rows, {} if name else totals, name or title))
     for note in notes:
         console.print(f"note: {note}", highlight=False)
+
+
+def show_comparison(comparison: Comparison, others: Sequence[Run]) -> None:
+    """Print one table per metric, the costs, and what has no result."""
+    console = Console(width=None if Console().is_terminal else 160)
+    blocks = {m: grid(comparison, m) for m in comparison.metrics} | {"cost": costs(comparison)}
+    for title, (head, *body) in blocks.items():
+        table = Table(title=title, title_justify="left")
+        for k, name in enumerate(head):
+            table.add_column(name, justify="left" if k < len(comparison.rows) else "right")
+        for line in body:
+            table.add_row(*line)
+        console.print(table)
+    console.print(legend(comparison), highlight=False)
+    for run in others:
+        console.print(f"without a result: {run.folder} ({run.status})", highlight=False, soft_wrap=True)
 
 
 def save(rows: Sequence[Row], folder: Path) -> None:

@@ -1,0 +1,253 @@
+"""Comparisons of finished runs: what is found, grouped, tested and drawn; nothing of it needs torch."""
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from cli import ROOT, environment
+from PIL import Image
+
+from fewspect.errors import UserError
+from fewspect.report import charts, page, records, statistics, tables
+
+CLASSES = ("wood/dent", "wood/stain", "tile/crack")
+
+
+def folder_of_run(place, method, data, seed, *, shift=0.0, status="done", episodes=True, **config):
+    """A run whose IoU is 0.5 + shift and a noise that all methods of a seed share."""
+    run = place / f"{method}_{data}_{seed}_{len(config)}_{'_'.join(map(str, config.values()))}"
+    (run / "panels").mkdir(parents=True)
+    draw = np.random.default_rng(seed)
+    rows, sums = [], {c: [0, 0] for c in CLASSES}
+    for k in range(60):
+        union = int(draw.integers(50, 400))
+        hit = int(union * np.clip(0.5 + shift + draw.normal(0, 0.2), 0, 1))
+        name, score = CLASSES[k % 3], float(draw.normal(k % 2 + shift))
+        sums[name][0] += hit
+        sums[name][1] += union
+        rows.append([k, name, f"a/{k}.png", k % 2, score, int(score > 0), int(hit > union / 2), hit, union])
+    miou = float(np.mean([i / u for i, u in sums.values()]))
+    if episodes:
+        with (run / "episodes.csv").open("w", newline="") as file:
+            head = "index,class,query,label,score,decision,correct,intersection,union"
+            csv.writer(file).writerows([head.split(","), *rows])
+    with (run / "metrics.csv").open("w", newline="") as file:
+        curve = [(e, 10 * e, "val/miou", miou * (1 - 0.7**e)) for e in range(1, 9)]
+        csv.writer(file).writerows([("epoch", "step", "name", "value"), *curve])
+    picture = np.kron(draw.integers(0, 255, (4, 16, 3)), np.ones((40, 40, 1))).astype(np.uint8)
+    Image.fromarray(picture).save(run / "panels" / f"test_iou_{miou:.3f}_{method}.png")
+    record = {
+        "status": status,
+        "seed": seed,
+        "choices": {"method": method, "data": data},
+        "config": {"seed": seed, "data": {"shot": 1, "seed": seed, "root": str(place)} | config},
+        "metrics": {"test/miou": miou, "test/fb_iou": miou / 2 + 0.4, "val/miou": miou},
+        "objective": {"name": "val/miou", "direction": "max"},
+        "wall_seconds": 360.0,
+        "peak_memory_mib": {"rss": 900 + seed},
+        "milliseconds_per_image": 12.5,
+        "parameters": {"all": 2_000_000, "trained": 500_000},
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sweep")
+    for seed in range(3):
+        for data in ("toy", "vision"):
+            folder_of_run(place, "sofs", data, seed, shift=0.15)
+            folder_of_run(place, "ridge", data, seed, shift=0.0)
+            folder_of_run(place, "ridge2", data, seed, shift=0.001)
+    folder_of_run(place, "sofs", "neu", 0, status="failed")
+    return place
+
+
+@pytest.fixture(scope="module")
+def comparison(place):
+    return tables.compare(records.collect([str(place)])[0])
+
+
+def test_runs_are_found_and_grouped(place, comparison):
+    runs, others = records.collect([str(place)])
+    assert (len(runs), [r.status for r in others]) == (18, ["failed"])
+    assert comparison.rows == ("method",)
+    assert comparison.column_names == [("toy",), ("vision",)]
+    assert comparison.row_names[0] == ("sofs",)
+    cell = comparison.cell(("sofs",), ("toy",), "test/miou")
+    values = [
+        r.metrics["test/miou"] for r in runs if r.record["choices"] == {"method": "sofs", "data": "toy"}
+    ]
+    assert cell.count == 3
+    assert cell.mean == pytest.approx(np.mean(values))
+    assert cell.half == pytest.approx(4.303 * np.std(values, ddof=1) / math.sqrt(3))
+    assert comparison.cost(("sofs",), ("toy",), "hours") == pytest.approx(0.1)
+
+
+def test_a_run_made_twice_is_one_observation(tmp_path):
+    first = folder_of_run(tmp_path / "a", "sofs", "toy", 0)
+    second = folder_of_run(tmp_path / "b", "sofs", "toy", 0)
+    record = json.loads((second / "run.json").read_text())
+    (second / "run.json").write_text(
+        json.dumps(record | {"mode": "test"}).replace(str(tmp_path / "b"), str(tmp_path / "a"))
+    )
+    later = time.time() + 5
+    os.utime(second / "run.json", (later, later))
+    assert [r.folder for r in records.collect([str(tmp_path)])[0]] == [second]
+    assert first.is_dir()
+
+
+def test_what_differs_makes_rows_and_seeds_do_not(tmp_path):
+    for shot in (1, 5):
+        for seed in (0, 1):
+            folder_of_run(tmp_path, "sofs", "toy", seed, shot=shot)
+    runs, _ = records.collect([str(tmp_path)])
+    assert records.varying(runs) == ["data.shot"]
+    found = tables.compare(runs)
+    assert found.rows == ("method", "data.shot")
+    assert {row for row, _ in found.groups} == {("sofs", "1"), ("sofs", "5")}
+    assert tables.compare(runs, columns=["shot"], rows=["method"]).column_names == [("1",), ("5",)]
+
+
+def test_a_small_steady_gain_is_found_where_intervals_overlap(comparison):
+    verdict = comparison.verdicts
+    assert verdict[("ridge",), ("toy",)].word == "lower"
+    assert verdict[("ridge",), ("toy",)].basis == "episodes"
+    best = comparison.cell(("sofs",), ("toy",), "test/miou")
+    star = {line[0]: line[1].endswith("*") for line in tables.grid(comparison, "test/miou")[1:]}
+    assert star == {"sofs": True, "ridge": False, "ridge2": False}
+    assert best.half > 0
+
+
+def test_equal_methods_cannot_be_told_apart(tmp_path):
+    for seed in range(3):
+        folder_of_run(tmp_path, "a", "toy", seed)
+        folder_of_run(tmp_path, "b", "toy", seed)
+    verdicts = tables.compare(records.collect([str(tmp_path)])[0]).verdicts
+    assert [v.word for v in verdicts.values()] == ["not distinguishable"]
+
+
+@pytest.mark.parametrize("metric", ["miou", "accuracy", "image_auroc"])
+def test_statistics_of_resamples_equal_a_slow_count(place, metric):
+    run = records.collect([str(place)])[0][0]
+    table = statistics._table(run)
+    weights = statistics._weights(table)[:5]
+    assert (weights[0] == 1).all()
+    assert all(w.sum() == len(table["class"]) for w in weights)
+    fast = statistics.STATISTICS[metric](table, weights)
+    for w, value in zip(weights, fast, strict=True):
+        rows = np.repeat(np.arange(len(w)), w.astype(int))
+        assert value == pytest.approx(slow(metric, {k: v[rows] for k, v in table.items()}))
+    assert statistics._miou(table, weights)[0] == pytest.approx(run.metrics["test/miou"])
+
+
+def in_process(command, cwd):
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+
+
+def slow(metric, t):
+    if metric == "accuracy":
+        return t["correct"].mean()
+    if metric == "miou":
+        names = np.unique(t["class"])
+        return np.mean(
+            [t["intersection"][t["class"] == n].sum() / t["union"][t["class"] == n].sum() for n in names]
+        )
+    bad, good = t["score"][t["label"] > 0], t["score"][t["label"] == 0]
+    return np.mean([(b > g) + 0.5 * (b == g) for b in bad for g in good])
+
+
+def test_without_episodes_the_seeds_are_paired(tmp_path):
+    for seed in range(4):
+        for name, shift in (("a", 0.0), ("b", 0.1)):
+            folder_of_run(tmp_path, name, "toy", seed, shift=shift, episodes=False)
+    verdicts = tables.compare(records.collect([str(tmp_path)])[0]).verdicts
+    assert [(v.basis, v.word) for v in verdicts.values()] == [("runs", "lower")]
+
+
+def test_mistakes_are_named(place, tmp_path):
+    runs, _ = records.collect([str(place)])
+    with pytest.raises(UserError, match="No run folder"):
+        records.collect([str(tmp_path)])
+    with pytest.raises(UserError, match="no run has mio"):
+        tables.compare(runs, metrics=["mio"])
+    with pytest.raises(UserError, match=r"method\.nothing"):
+        tables.compare(runs, rows=["method.nothing"])
+
+
+def test_a_broken_record_is_listed_not_fatal(tmp_path):
+    folder_of_run(tmp_path, "sofs", "toy", 0)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text('{"status": "do')
+    runs, others = records.collect([str(tmp_path)])
+    assert len(runs) == 1
+    assert [r.status for r in others] == ["unreadable"]
+
+
+def test_the_table_reads_back(comparison):
+    rows = list(csv.DictReader(tables.to_csv(comparison).splitlines()))
+    assert len(rows) == 6 * 2
+    for row in rows:
+        cell = comparison.cell((row["method"],), (row["data"],), row["metric"])
+        assert float(row["mean"]) == cell.mean
+    assert tables.to_markdown(comparison).count("| sofs |") == 3
+
+
+def test_the_page_asks_nothing_of_the_network_and_shows_everything(place, comparison):
+    _, others = records.collect([str(place)])
+    text = page.to_html(comparison, others, "A <b> & more")
+    assert all(link.startswith("data:") for link in re.findall(r"(?:src|href)=[\"']?([^\"'>]*)", text))
+    assert "url(" not in text
+    assert "A &lt;b&gt; &amp; more" in text
+    assert text.count("<svg") == 2 + 2
+    assert text.count("data:image/jpeg") == 3
+    assert "failed" in text
+
+
+def test_charts_bear_what_cannot_be_drawn():
+    assert charts.bars([("a", math.nan, 0.0)], "x") == ""
+    assert charts.lines({"a": [(0, math.nan)]}, "x") == ""
+    assert "nan" not in charts.bars([("a", 0.3, math.nan), ("b", -0.2, 0.1)], "x")
+    assert charts.lines({"a": [(0.0, 1.0)]}, "x").count("polyline") == 1
+
+
+def test_the_command_writes_three_files_without_torch(place, tmp_path):
+    code = (
+        "import sys, runpy; sys.argv=['run.py','mode=compare',{!r},'hydra.run.dir=out']\n"
+        "try: runpy.run_path({!r}, run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules\n"
+    ).format(f"runs={place}", str(ROOT / "run.py"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("out")
+    assert {p.name for p in (tmp_path / "out").glob("comparison.*")} == {
+        "comparison.html",
+        "comparison.md",
+        "comparison.csv",
+    }
+
+
+def test_compare_without_runs_says_so(tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), "mode=compare"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("Add runs=")
