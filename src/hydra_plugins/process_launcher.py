@@ -24,7 +24,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from fewspect.engine import folders, sweeps
+from fewspect.engine import folders
 from fewspect.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ class ProcessLauncher(Launcher):
         Returns:
             One outcome per job: its objective, or the error that says what became of the whole sweep.
         """
+        from fewspect.engine import sweeps  # noqa: PLC0415 - Hydra imports this file at every start
+
         assert self.config is not None
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -139,10 +141,10 @@ class ProcessLauncher(Launcher):
             for k, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         for job in jobs:
-            if sweeps.state(job.folder) == "done":
+            if folders.state(job.folder) == "done":
                 job.state = "skipped"
         if self.dry_run:
-            sweeps.announce(place, [(j.number, sweeps.state(j.folder), j.overrides) for j in jobs])
+            sweeps.announce(place, [(j.number, folders.state(j.folder), j.overrides) for j in jobs])
             return [self._outcome(job, None) for job in jobs]
         place.mkdir(parents=True, exist_ok=True)
         with _sigterm_as_ctrl_c(), sweeps.watched(place, jobs):
@@ -170,7 +172,7 @@ class ProcessLauncher(Launcher):
     def _start(self, job: Job) -> None:
         """Start a job anew, or where its folder says that it stopped."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        known = sweeps.state(job.folder) != "new" and any((job.folder / folders.CHECKPOINTS).glob("*.ckpt"))
+        known = folders.state(job.folder) != "new" and any((job.folder / folders.CHECKPOINTS).glob("*.ckpt"))
         place = _quoted(job.folder)
         options = [f"run={place}", "resume=true"] if known else [*job.overrides, f"hydra.run.dir={place}"]
         cores = max(1, (os.cpu_count() or 1) // self.n_jobs)
@@ -217,7 +219,7 @@ class ProcessLauncher(Launcher):
         done = Outcome(overrides=list(job.overrides), cfg=cfg, hydra_cfg=cfg, working_dir=str(job.folder))
         good = self.dry_run or job.state in ("done", "skipped")
         done.status = JobStatus.COMPLETED if good else JobStatus.FAILED
-        done.return_value = sweeps.objective(job.folder) if good else failure
+        done.return_value = folders.objective(job.folder) if good else failure
         return done
 
 

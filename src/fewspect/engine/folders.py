@@ -9,19 +9,20 @@ record.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fewspect.errors import UserError
 
-CONFIG = "config.yaml"
+CONFIG, RECORD = "config.yaml", "run.json"
 CHECKPOINTS = "checkpoints"
 RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
 """Options of one call: never taken over from the run folder (``allow`` least of all)."""
@@ -228,3 +229,27 @@ def _read(path: Path) -> object:
         raise UserError(
             f"{path} cannot be read: {str(error).splitlines()[0]}", "Choose another run folder."
         ) from error
+
+
+def state(folder: Path) -> str:
+    """``new``, or the status of the run in a folder."""
+    return str(record(folder).get("status", "new"))
+
+
+def objective(folder: Path) -> float | None:
+    """Best value of the objective of a finished run, else what its test gave under the same name."""
+    known = record(folder)
+    entry = known.get("objective") or {}
+    if entry.get("value") is not None:
+        return float(entry["value"])
+    value = (known.get("metrics") or {}).get(f"test/{str(entry.get('name')).rpartition('/')[2]}")
+    return None if value is None else float(value)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """Content of a folder's ``run.json``; empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

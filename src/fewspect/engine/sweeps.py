@@ -1,13 +1,12 @@
 """What a sweep shows: its jobs while they run, and the comparison of their results. No torch in here."""
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -40,21 +39,6 @@ class Job(Protocol):
     def reason(self) -> str:
         """Why it failed."""
         ...
-
-
-def state(folder: Path) -> str:
-    """``new``, or the status of the run in a folder."""
-    return str(_record(folder).get("status", "new"))
-
-
-def objective(folder: Path) -> float | None:
-    """Best value of the objective of a finished run, else what its test gave under the same name."""
-    record = _record(folder)
-    entry = record.get("objective") or {}
-    if entry.get("value") is not None:
-        return float(entry["value"])
-    value = (record.get("metrics") or {}).get(f"test/{str(entry.get('name')).rpartition('/')[2]}")
-    return None if value is None else float(value)
 
 
 def announce(place: Path, jobs: Sequence[tuple[int, str, Sequence[str]]]) -> None:
@@ -141,8 +125,8 @@ def _table(place: Path, jobs: Sequence[Job]) -> Table:
         table.add_column(name, justify="right" if name in ("job", "time", "epoch", "value") else "left")
     shared = _shared([j.overrides for j in jobs])
     for job in jobs:
-        record = _record(job.folder) if job.state != "waiting" else {}
-        value = objective(job.folder) if record else None
+        record = folders.record(job.folder) if job.state != "waiting" else {}
+        value = folders.objective(job.folder) if record else None
         style = STATES.get(job.state, "dim")
         table.add_row(
             str(job.number),
@@ -168,11 +152,3 @@ def _differing(overrides: Sequence[str], shared: set[str]) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / records.FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -161,9 +161,9 @@ def curves(run: Run) -> dict[str, list[tuple[float, float]]]:
     return lines
 
 
-def episodes(run: Run) -> list[dict[str, str]]:
-    """Rows of the run's test episodes; empty where they were not written."""
-    return list(_rows(run.folder / EPISODES))
+def episodes(folder: Path) -> list[dict[str, str]]:
+    """Rows of the test episodes of a run folder; empty where they were not written."""
+    return list(_rows(folder / EPISODES))
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

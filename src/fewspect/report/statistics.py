@@ -6,9 +6,10 @@ methods that saw the same episodes differ by far less than each varies.
 """
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,9 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 """97.5 % points of Student's t for 1, 2, ... degrees of freedom."""
 
 RESAMPLES = 1000
+KEPT = 16
+"""Tables and resamples that are kept for the next pair of the same column."""
+
 PAIRS = 3
 """Fewest pairs of runs for a test without episodes."""
 
@@ -70,11 +74,9 @@ def summarise(values: Sequence[float]) -> Cell:
         return Cell()
     if len(values) == 1:
         return Cell(values[0], math.nan, 1)
-    return Cell(
-        statistics.mean(values),
-        _t(len(values)) * statistics.stdev(values) / math.sqrt(len(values)),
-        len(values),
-    )
+    number, mean = len(values), math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (number - 1))
+    return Cell(mean, _t(number) * deviation / math.sqrt(number), number)
 
 
 def paired(a: Sequence[Run], b: Sequence[Run], metric: str) -> Verdict | None:
@@ -116,11 +118,16 @@ def _bootstrap(
 
 def _weights(table: Columns) -> np.ndarray:
     """(1 + RESAMPLES, N): how often each episode counts; the first row counts every one once."""
+    return _resampled(tuple(table["class"]), tuple(table["query"]))
+
+
+@lru_cache(maxsize=KEPT)
+def _resampled(classes: tuple[str, ...], queries: tuple[str, ...]) -> np.ndarray:
     r = np.random.default_rng(0)
-    weights = np.ones((RESAMPLES + 1, len(table["class"])))
-    for name in np.unique(table["class"]):
-        rows = np.flatnonzero(table["class"] == name)
-        _, member = np.unique(table["query"][rows], return_inverse=True)
+    weights = np.ones((RESAMPLES + 1, len(classes)))
+    for name in sorted(set(classes)):
+        rows = np.flatnonzero(np.array(classes) == name)
+        _, member = np.unique(np.array(queries)[rows], return_inverse=True)
         number = int(member.max()) + 1
         drawn = r.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
         weights[1:, rows] = drawn[:, member]
@@ -167,7 +174,12 @@ NUMBERS = ("intersection", "union", "correct", "score", "label")
 
 def _table(run: Run) -> dict[str, np.ndarray]:
     """Columns of a run's episodes; empty without the file."""
-    rows = episodes(run)
+    return _columns(run.folder)
+
+
+@lru_cache(maxsize=KEPT)
+def _columns(folder: Path) -> dict[str, np.ndarray]:
+    rows = episodes(folder)
     if not rows:
         return {}
     names = {k: np.array([row.get(k) or "" for row in rows]) for k in ("index", "class", "query")}
