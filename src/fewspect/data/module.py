@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from fewspect.data import classic
+from fewspect.data.bank import Backbone
 from fewspect.data.crops import Change, Cropper
 from fewspect.data.entries import EntryTable, class_entries, normal_entries
 from fewspect.data.episodes import EpisodeDataset, Recipe
@@ -42,7 +43,8 @@ class DataModule(pl.LightningDataModule):
     anomaly detection: good supports, every image is asked.
     ``protocol=plain``: good images to learn from and every image to ask about, for unsupervised detectors;
     the options about supports and crops have no effect.
-    ``protocol=features``: few-shot classification of cached features, from two feature files.
+    ``protocol=features``: few-shot classification of features, from two feature files or of the instances of
+    the data set, which ``backbone`` sees in several views.
 
     Args:
         reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
@@ -55,6 +57,7 @@ class DataModule(pl.LightningDataModule):
         support: ``features``: file of the labelled features, see ``data.features``.
         query: ``features``: file of the features to ask about. Otherwise the number of query images per
             training episode.
+        backbone: ``features`` from a data set: the frozen network that describes its instances.
         features: ``features``: fields of ``FeatureOptions``.
         side: Side of the network input in pixels.
         zoom: ``plain``: side to which a training image is brought before a square of ``side`` is cut out of
@@ -97,6 +100,7 @@ class DataModule(pl.LightningDataModule):
         category: str | Sequence[str] | None = None,
         object: str | Sequence[str] | None = None,
         support: str | None = None,
+        backbone: Backbone | None = None,
         features: Mapping[str, Any] | None = None,
         side: int = 128,
         zoom: int | None = None,
@@ -128,7 +132,7 @@ class DataModule(pl.LightningDataModule):
         self._refuse(normal_shot)
         self._read = reading(reader, root=root, fold=fold, category=category or object)
         files = (support, query if isinstance(query, str) else None)
-        self.source = FeatureSource(files, FeatureOptions(**(features or {})))
+        self.source = FeatureSource(files, FeatureOptions(**(features or {})), backbone)
         number = query if isinstance(query, int) else 1
         self.recipe = Recipe(shot or 0, normal_shot, number, same_group, normal_query_prob, whole)
         low, high = crop_ratio
@@ -162,7 +166,7 @@ class DataModule(pl.LightningDataModule):
     def info(self) -> DataInfo:
         """What a method may know."""
         if self.protocol == "features":
-            pools = [task.support for task in self.source.tasks()]
+            pools = [task.support for task in self.source.tasks(lambda: self.index)]
             names = tuple(dict.fromkeys(name for pool in pools for name in pool.classes))
             products = tuple(pool.product for pool in pools)
             return DataInfo(names, products, frozenset({"classify"}), False, self.cropper.side, self.protocol)
@@ -173,7 +177,7 @@ class DataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the index, so that a bad folder is reported before anything else happens."""
         del stage  # every stage needs the same
-        _ = self.source.tasks() if self.protocol == "features" else self.index
+        _ = self.source.tasks(lambda: self.index) if self.protocol == "features" else self.index
 
     def dataset(self, part: Part) -> Datasets:
         """The episodes of one part; made once."""
@@ -241,7 +245,7 @@ class DataModule(pl.LightningDataModule):
         return {"episodic": self._make, "plain": self._make_plain, "features": self._make_features}
 
     def _make_features(self, part: Part) -> FeatureEpisodes:
-        return self.source.episodes(part, self.shot, self.seed)
+        return self.source.episodes(part, lambda: self.index, self.shot, self.seed)
 
     def _make(self, part: Part) -> EpisodeDataset:
         split, support = _splits(self.index, part)
