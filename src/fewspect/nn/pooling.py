@@ -39,7 +39,7 @@ def similar(cls: Tensor, tokens: Tensor, number: int) -> Tensor:
 
 
 def weights(alpha: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Weight (B, N) of every cell: share of the mask (B, 1, H, W) in it, sum 1; equal without mask."""
+    """Weight (B, N) of every cell: share of the mask (B, 1, H, W) in it, sum 1, equal without."""
     share = F.adaptive_avg_pool2d(alpha, grid).flatten(1)
     share = torch.where(share.mean(1, keepdim=True) < LEAST, torch.ones_like(share), share)
     return share / share.sum(1, keepdim=True)
