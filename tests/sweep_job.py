@@ -19,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 
 from fewspect.engine import front  # noqa: E402
 
-
 WORDS = {"raise": "a mistake of ours", "memory": " ".join(["CUDA", "out", "of", "memory"])}
 """What failing jobs say; spelled so that a traceback's source line does not say it, too."""
 

@@ -1,7 +1,7 @@
 """Run folders: what a new one is called, what an old one remembers, who may write into it. No torch in here.
 
 A run folder holds ``config.yaml`` (as composed, interpolations kept), ``run.json``, ``metrics.csv``,
-``run.log``, ``results.csv``, ``episodes.csv``, ``checkpoints/{best,last,previous}.ckpt``, ``panels/`` and
+``run.log``, ``{results,episodes,samplings}.csv``, ``checkpoints/{best,last,previous}.ckpt``, ``panels/`` and
 ``predictions/``.
 Tests and predictions of a finished run are run folders of their own inside it, so that they never touch its
 record.

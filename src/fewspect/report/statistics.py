@@ -147,8 +147,12 @@ def _miou(table: Columns, weights: np.ndarray) -> np.ndarray:
 
 
 def _accuracy(table: Columns, weights: np.ndarray) -> np.ndarray:
-    """Share of right answers, (R,)."""
-    return weights @ table["correct"] / weights.sum(1)
+    """Share of right answers, mean over classes (products, where every episode has all of theirs), (R,)."""
+    scores = []
+    for name in np.unique(table["class"]):
+        rows = table["class"] == name
+        scores.append(weights[:, rows] @ table["correct"][rows] / weights[:, rows].sum(1))
+    return np.mean(scores, 0)
 
 
 def _image_auroc(table: Columns, weights: np.ndarray) -> np.ndarray:
