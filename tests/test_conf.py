@@ -52,6 +52,19 @@ def test_every_trainer_and_logger_fits(trainer, logger):
     build.resolve(composed(f"trainer={trainer}", f"logger={logger}"))
 
 
+@pytest.mark.parametrize("search", names("search"))
+def test_every_search_asks_for_options_that_exist(search):
+    from hydra_plugins.search_sweeper import _parsed
+
+    method = max((m for m in names("method") if search.startswith(m)), key=len)
+    cfg = composed(f"search={search}", f"method={method}")
+    assert cfg.search
+    for key, text in cfg.search.items():
+        assert OmegaConf.select(cfg, key, default="absent") != "absent", key
+        assert _parsed(key, text).is_sweep_override()
+    build.resolve(cfg)
+
+
 def test_all_problems_at_once():
     with pytest.raises(UserError) as caught:
         build.resolve(

@@ -127,10 +127,103 @@ def test_a_sweep_s_folder_follows_from_what_is_asked(monkeypatch):
 
     def named(*arguments):
         monkeypatch.setattr(sys, "argv", ["run.py", "-m", *arguments])
-        return sweep_folder("process", "now")
+        return sweep_folder("process", "basic", "now")
 
     same = named("method=sofs,vae", "seed=0,1", "launcher.n_jobs=2")
     assert same == named("seed=0,1", "method=sofs,vae")
     assert same != named("method=sofs,vae", "seed=0,1,2")
     assert Path(same).name.startswith("sofs-vae-")
-    assert sweep_folder("basic", "now") == f"logs/sweeps/now-{os.getpid()}"
+    assert sweep_folder("basic", "basic", "now") == f"logs/sweeps/now-{os.getpid()}"
+
+
+SPACE = "seed=int(interval(0,9))"
+
+
+def searched(cwd, total, **deeds):
+    surroundings = environment() | {"DEEDS": json.dumps({k.strip("_"): v for k, v in deeds.items()})}
+    options = [SPACE, "hydra/sweeper=search", f"n_trials={total}", "launcher.n_jobs=2", "launcher.retries=0"]
+    return subprocess.Popen(
+        [sys.executable, str(JOB), "-m", *options], cwd=cwd, env=surroundings,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def trials(cwd):
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{place(cwd) / 'study.db'}"
+    return optuna.load_study(study_name="search", storage=storage).trials
+
+
+def test_a_search_that_was_killed_goes_on(tmp_path):
+    process = searched(tmp_path, 6, **{f"_{k}": "sleep" for k in range(10)})
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not all(
+        (tmp_path / "logs").exists() and status(tmp_path, k) == "running" for k in (0, 1)
+    ):
+        time.sleep(0.1)
+    jobs = [int(line.split()[0]) for line in processes() if str(tmp_path) in line and "run.dir" in line]
+    process.kill()
+    for job in jobs:
+        os.kill(job, signal.SIGKILL)
+    process.communicate()
+    assert {t.state.name for t in trials(tmp_path)} == {"RUNNING"}
+    asked = [t.params for t in trials(tmp_path)]
+    process = searched(tmp_path, 6)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = trials(tmp_path)
+    assert [t.state.name for t in found] == ["COMPLETE"] * 6
+    assert [t.params for t in found[:2]] == asked, "what was under way is not asked anew"
+    assert [t.value for t in found] == [t.params["seed"] / 10 for t in found]
+    assert out.splitlines()[-1] == str(place(tmp_path))
+    process = searched(tmp_path, 7)
+    process.communicate(timeout=300)
+    assert len(trials(tmp_path)) == 7, "the number of trials is a total"
+
+
+def test_a_failed_trial_is_told_and_the_search_goes_on(tmp_path):
+    process = searched(tmp_path, 4, **{f"_{k}": "raise" for k in range(5)})
+    _, err = process.communicate(timeout=300)
+    found = trials(tmp_path)
+    for trial in found:
+        assert trial.state.name == ("FAIL" if trial.params["seed"] < 5 else "COMPLETE")
+    assert process.returncode == (0 if any(t.value is not None for t in found) else 2), err
+
+
+def processes():
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    return found.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "kind"),
+    [
+        ("range(1,4)", 1, 3, int),
+        ("int(interval(2,5))", 2, 5, int),
+        ("tag(log,interval(0.001,0.1))", 0.001, 0.1, float),
+        ("range(0.5,2.5,0.5)", 0.5, 2.0, float),
+    ],
+)
+def test_proposals_lie_in_what_was_written(text, low, high, kind):
+    optuna = pytest.importorskip("optuna")
+    from hydra_plugins import search_sweeper as search
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    override = search._parsed("a.b", text)
+    values = [search._suggested(study.ask(), "a.b", override) for _ in range(200)]
+    assert all(isinstance(v, kind) for v in values)
+    assert min(values) >= low
+    assert max(values) <= high
+    if kind is int:
+        assert set(values) == set(range(low, high + 1))
+    assert all(search._parsed("x", f"choice({search._written(v)},0)") for v in values[:3])
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "1e-3", None, True, 3, 0.25, "null"])
+def test_a_proposal_is_written_so_that_it_reads_back(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hydra_plugins import search_sweeper as search
+
+    again = OverridesParser.create().parse_override(f"key={search._written(value)}").value()
+    assert (str(again) if isinstance(value, str) else again) == value

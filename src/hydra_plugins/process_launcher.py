@@ -102,20 +102,23 @@ class ProcessLauncher(Launcher):
         timeout: Minutes after which a job is stopped; None = never.
         retries: How often a job is started again that a signal or a lack of memory ended.
         dry_run: List the jobs and what would happen to each.
+        compare: Print and write the comparison of all finished jobs at the end.
     """
 
     def __init__(
         self,
+        *,
         n_jobs: int | None = None,
         gpus: int | Sequence[Any] = (),
         timeout: float | None = None,
         retries: int = 1,
         dry_run: bool = False,
+        compare: bool = True,
     ) -> None:
         super().__init__()
         self.slots = _slots(gpus)
         self.n_jobs = n_jobs or max(1, len(self.slots))
-        self.timeout, self.retries, self.dry_run = timeout, retries, dry_run
+        self.timeout, self.retries, self.dry_run, self.compare = timeout, retries, dry_run, compare
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
 
@@ -125,7 +128,14 @@ class ProcessLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs and wait for all of them.
+        """Run jobs with consecutive numbers and wait for all of them, see ``run``."""
+        return self.run(dict(enumerate(job_overrides, initial_job_idx)))
+
+    def run(self, options: Mapping[int, Sequence[str]]) -> list[JobReturn]:
+        """Run jobs and wait for all of them.
+
+        Args:
+            options: Number of a job, which names its folder -> its options.
 
         Returns:
             One outcome per job: its objective, or the error that says what became of the whole sweep.
@@ -136,10 +146,7 @@ class ProcessLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         place = Path(str(self.config.hydra.sweep.dir)).resolve()
-        jobs = [
-            Job(k, _own(overrides), place / str(k))
-            for k, overrides in enumerate(job_overrides, initial_job_idx)
-        ]
+        jobs = [Job(k, _own(overrides), place / str(k)) for k, overrides in options.items()]
         for job in jobs:
             if folders.state(job.folder) == "done":
                 job.state = "skipped"
@@ -147,7 +154,7 @@ class ProcessLauncher(Launcher):
             sweeps.announce(place, [(j.number, folders.state(j.folder), j.overrides) for j in jobs])
             return [self._outcome(job, None) for job in jobs]
         place.mkdir(parents=True, exist_ok=True)
-        with _sigterm_as_ctrl_c(), sweeps.watched(place, jobs):
+        with _sigterm_as_ctrl_c(), sweeps.watched(place, jobs, compare=self.compare):
             self._run(jobs)
         return [self._outcome(job, sweeps.failure(place, jobs)) for job in jobs]
 

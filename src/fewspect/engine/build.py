@@ -36,8 +36,8 @@ class Options:
     debug: bool = False
 
 
-ELSEWHERE = ("runs", "compare", "launcher")
-"""Options of comparisons and launchers, which are no part of a run."""
+ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")
+"""Options of comparisons and sweeps, which are no part of a run."""
 
 
 def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:

@@ -31,8 +31,8 @@ GROUPS = ("method", "data", "backbone", "trainer", "logger")
 OF_A_DATA_SET = ("root", "fold", "category", "reader")
 """Options of ``data`` that mean one data set; the others (side, shot, ...) hold for the next one, too."""
 
-LASTING = ("process", "slurm")
-"""Launchers that continue a sweep."""
+LASTING = ("process", "slurm", "search")
+"""Launchers and sweepers that continue a sweep."""
 
 LONGEST_NAME = 60
 
@@ -52,15 +52,15 @@ def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) ->
     return f"{run}/{mode}-{mine}" if run else f"logs/{kind}/{mine}"
 
 
-def sweep_folder(launcher: str, now: str) -> str:
+def sweep_folder(launcher: str, sweeper: str, now: str) -> str:
     """Name the folder of a sweep (resolver ``sweep_folder``).
 
-    The launchers that can go on where they were get one that follows from the command, so that the same
-    command finds it again.
+    What can go on where it was gets one that follows from the command, so that the same command finds it
+    again.
     """
-    if launcher not in LASTING:
+    if launcher not in LASTING and sweeper not in LASTING:
         return f"logs/sweeps/{now}-{os.getpid()}"
-    told = [a for a in sys.argv[1:] if not a.startswith(("-", "launcher.", "hydra"))]
+    told = [a for a in sys.argv[1:] if not a.startswith(("-", "launcher.", "hydra", "n_trials="))]
     values = "-".join(a.partition("=")[2] for a in told if a.startswith(("method=", "data=", "experiment=")))
     words = re.sub(r"[^A-Za-z0-9]+", "-", values).strip("-")[:LONGEST_NAME]
     digest = hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:8]

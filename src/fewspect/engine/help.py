@@ -23,6 +23,8 @@ GROUPS = {
     "trainer": "trainers",
     "logger": "loggers",
     "hydra/launcher": "launchers of sweeps",
+    "hydra/sweeper": "sweepers",
+    "search": "search spaces",
 }
 HEAD = """Fewspect: few-shot industrial visual inspection.
 

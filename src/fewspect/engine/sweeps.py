@@ -54,7 +54,7 @@ def announce(place: Path, jobs: Sequence[tuple[int, str, Sequence[str]]]) -> Non
 
 
 @contextmanager
-def watched(place: Path, jobs: Sequence[Job]) -> Iterator[None]:
+def watched(place: Path, jobs: Sequence[Job], *, compare: bool = True) -> Iterator[None]:
     """Show the jobs while they run, a line per change where there is no terminal; compare them at the end."""
     console = Console(width=None if Console().is_terminal else 160)
     over = threading.Event()
@@ -71,7 +71,8 @@ def watched(place: Path, jobs: Sequence[Job]) -> Iterator[None]:
         finally:
             over.set()
             teller.join()
-    _compare(place)
+    if compare:
+        _compare(place)
 
 
 def failure(place: Path, jobs: Sequence[Job]) -> UserError | None:
