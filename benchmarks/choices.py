@@ -9,6 +9,7 @@ is honest, a choice by the others is not.
 import argparse
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ CANDIDATES: dict[str, Candidate] = {
     "one centre for all views": ("class", Centred(centre="all"), None),
     "`centered`, three middle views": ("class", Centred(), MIDDLE),
     "`centered`": ("class", Centred(), None),
+    "`centered`, middle views, class and patch tokens": ("both", Centred(), MIDDLE),
     "`centered`, class and patch tokens": ("both", Centred(), None),
     "`ridge`, class and patch tokens": ("both", Ridge(), None),
     "`lda` .1, class and patch tokens": ("both", Discriminant(0.1), None),
@@ -134,14 +136,19 @@ def _accuracy(store: FeatureSet, tokens: Tensor, head: Head, shot: int, half: in
 
 
 def left_out(store: FeatureSet, tokens: Tensor, head: Head, shot: int, samplings: int) -> float:
-    """Share of supports that the others of their sampling get right; documented split."""
+    """Share of supports that the others of their sampling get right; documented split.
+
+    One item of every class is left out at a time, so that all classes keep equally many.
+    """
     shots, _ = supports(store, tokens, shot, -1, samplings)
-    right = [
-        merge(head.fit(shots.without(i))(shots.feature[:, i : i + 1]), head.merge)[:, 0].argmax(-1)
-        == shots.label[:, i]
-        for i in range(shots.label.shape[1])
-    ]
-    return float(torch.stack(right).float().mean())
+    rank = torch.arange(shots.label.shape[1]) % shot  # supports are listed class by class
+    right = []
+    for fold in range(shot):
+        out = (rank == fold).nonzero()[:, 0]
+        rest = replace(shots, count=shots.count * (rank != fold))
+        prob = merge(head.fit(rest)(shots.feature[:, out]), head.merge)
+        right.append(prob.argmax(-1) == shots.label[:, out])
+    return float(torch.cat(right, 1).float().mean())
 
 
 def table(rows: Mapping[str, Mapping[str, str]]) -> str:

@@ -1,9 +1,10 @@
 import csv
 import json
+import sys
 
 import pytest
 import torch
-from cli import run
+from cli import ROOT, run
 from PIL import Image
 
 from fewspect.data import features
@@ -189,3 +190,31 @@ def test_own_images_and_mistakes(tmp_path):
     assert bad.returncode == 2
     assert "dent has" in bad.stderr
     assert "Traceback" not in bad.stderr
+
+
+@pytest.mark.slow
+def test_new_items_are_answered_and_the_published_table_is_written(files, tmp_path):
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.published import collect, table
+
+    shown = ("data=features", "data.support=a.safetensors", "data.query=b.safetensors", "logger=none")
+    new = run(
+        "mode=predict", "method=mvrec", *shown, "data.shot=null", f"hydra.run.dir={tmp_path}/p", cwd=files
+    )
+    assert new.returncode == 0, new.stderr
+    with (tmp_path / "p" / "predictions" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 21
+    assert {r["decision"] for r in rows} == set(CLASSES)
+    assert all(0 < float(r["probability"]) <= 1 for r in rows)
+    unknown = run(
+        *("method=mvrec", *shown, "data.shot=3", "data.features.unknown=[stain]", "method.reject=0.2"),
+        f"hydra.run.dir={tmp_path}/runs/u",
+        cwd=files,
+    )
+    assert unknown.returncode == 0, unknown.stderr
+    metrics = json.loads((tmp_path / "runs" / "u" / "run.json").read_text())["metrics"]
+    assert metrics["test/unknown_auroc"] > 0.7
+    found = collect(tmp_path / "runs")
+    assert list(found) == ["centered"]
+    assert table(found["centered"]).splitlines()[0] == "| object | 3 mv |"

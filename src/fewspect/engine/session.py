@@ -12,7 +12,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from fewspect.callbacks.classes import confusion
+from fewspect.callbacks.classes import confusion, views_page
+from fewspect.callbacks.draw import sheet
 from fewspect.callbacks.files import safe_name
 from fewspect.callbacks.nan_guard import NanGuard
 from fewspect.callbacks.panels import Panels, write_png
@@ -129,7 +130,7 @@ def report(session: Session) -> float | None:
         if suite is not None and reached:
             totals = {k.removeprefix("test/"): v for k, v in reached.items()}
             tables.save(suite.table(), session.folder)
-            _keep_classes(suite, session.folder)
+            _keep_classes(suite, session.folder, session.data)
             tables.show(suite.printed(), totals, suite.notes(), "test")
         tables.farewell(session.folder)
     objective = session.record.record.get("objective", {}).get("value")
@@ -140,14 +141,16 @@ def report(session: Session) -> float | None:
     )
 
 
-def _keep_classes(suite: Suite, folder: Path) -> None:
-    """What a classifier's test leaves beside the table: a row per episode, and confusion pictures."""
+def _keep_classes(suite: Suite, folder: Path, data: DataModule) -> None:
+    """What a classifier's test leaves beside the table: a row per episode, confusion and what was seen."""
     if episodes := suite.episodes():
         tables.save(episodes, folder, tables.EPISODES)
     for product, (names, matrix) in suite.matrices().items():
         if names:
             path = folder / "panels" / f"confusion_{safe_name(product)}.png"
             write_png(confusion(names, matrix, f"{product}, all episodes"), path)
+    if pages := [views_page(*example) for example in data.source.examples()]:
+        write_png(sheet(pages), folder / "panels" / "views.png")
 
 
 def direction_of(objective: str) -> Literal["max", "min"]:
