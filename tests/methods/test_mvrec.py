@@ -218,3 +218,42 @@ def test_new_items_are_answered_and_the_published_table_is_written(files, tmp_pa
     found = collect(tmp_path / "runs")
     assert list(found) == ["centered"]
     assert table(found["centered"]).splitlines()[0] == "| object | 3 mv |"
+
+
+@pytest.mark.slow
+def test_masks_of_another_run(tmp_path):
+    """A segmenter finds the defects, MVREC names them."""
+    from cli import FAST
+
+    from fewspect.data.toy.layouts import write
+
+    write(
+        tmp_path / "parts",
+        "pairs_binary",
+        products=["wood"],
+        defects=["blob", "hole"],
+        side=64,
+        images=6,
+        good=4,
+    )
+    fit = run(*FAST, f"hydra.run.dir={tmp_path}/sofs", cwd=tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    shown = ("data=folder", f"data.root={tmp_path}/parts", "data.workers=0")
+    seen = run(
+        "mode=predict", f"run={tmp_path}/sofs", *shown, "trainer.limit_predict_batches=1.0", cwd=tmp_path
+    )
+    assert seen.returncode == 0, seen.stderr
+    named = run(
+        *(
+            "method=mvrec",
+            *shown,
+            "data.shot=2",
+            "data.features.samplings=3",
+            "data.features.query_masks=none",
+        ),
+        *(f"method.mask_from={tmp_path}/sofs", "logger=none", f"hydra.run.dir={tmp_path}/named"),
+        cwd=tmp_path,
+    )
+    assert named.returncode == 0, named.stderr
+    assert json.loads((tmp_path / "named" / "run.json").read_text())["metrics"]["test/accuracy"] >= 0
+    assert (tmp_path / "named" / "panels" / "views.png").is_file()
