@@ -60,7 +60,7 @@ def _data(overrides: list[str], options: argparse.Namespace) -> DataModule:
         "method=mvrec",
         "data.workers=0",
         f"data.features.cache={options.cache}",
-        f"+data.features.samplings={options.samplings}",
+        f"data.features.samplings={options.samplings}",
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         tree = build.resolve(compose("config", [*fixed, *overrides, *options.overrides]))

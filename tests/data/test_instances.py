@@ -37,7 +37,7 @@ def mvtec_fs_tree(base, shots=3, labels=("broken_large", "broken_small", "contam
         for k, label in enumerate(labels):
             for n in range(shots):
                 name = f"{side}/combined/{k}{n}.png"
-                picture(base / "image" / "bottle" / name, 40 * k + n)
+                picture(base / "image" / "bottle" / name, 40 * k + n + 20 * (file == "valid"))
                 for m in range(2 if n == 0 else 1):
                     x, y = 10 + 30 * m, 12.5
                     points = [[x, y], [x + 20, y], [x + 20, y + 15], [x, y + 15]]

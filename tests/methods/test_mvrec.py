@@ -1,9 +1,10 @@
 import csv
 import json
+import sys
 
 import pytest
 import torch
-from cli import run
+from cli import ROOT, run
 from PIL import Image
 
 from fewspect.data import features
@@ -189,3 +190,70 @@ def test_own_images_and_mistakes(tmp_path):
     assert bad.returncode == 2
     assert "dent has" in bad.stderr
     assert "Traceback" not in bad.stderr
+
+
+@pytest.mark.slow
+def test_new_items_are_answered_and_the_published_table_is_written(files, tmp_path):
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.published import collect, table
+
+    shown = ("data=features", "data.support=a.safetensors", "data.query=b.safetensors", "logger=none")
+    new = run(
+        "mode=predict", "method=mvrec", *shown, "data.shot=null", f"hydra.run.dir={tmp_path}/p", cwd=files
+    )
+    assert new.returncode == 0, new.stderr
+    with (tmp_path / "p" / "predictions" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 21
+    assert {r["decision"] for r in rows} == set(CLASSES)
+    assert all(0 < float(r["probability"]) <= 1 for r in rows)
+    unknown = run(
+        *("method=mvrec", *shown, "data.shot=3", "data.features.unknown=[stain]", "method.reject=0.2"),
+        f"hydra.run.dir={tmp_path}/runs/u",
+        cwd=files,
+    )
+    assert unknown.returncode == 0, unknown.stderr
+    metrics = json.loads((tmp_path / "runs" / "u" / "run.json").read_text())["metrics"]
+    assert metrics["test/unknown_auroc"] > 0.7
+    found = collect(tmp_path / "runs")
+    assert list(found) == ["centered"]
+    assert table(found["centered"]).splitlines()[0] == "| object | 3 mv |"
+
+
+@pytest.mark.slow
+def test_masks_of_another_run(tmp_path):
+    """A segmenter finds the defects, MVREC names them."""
+    from cli import FAST
+
+    from fewspect.data.toy.layouts import write
+
+    write(
+        tmp_path / "parts",
+        "pairs_binary",
+        products=["wood"],
+        defects=["blob", "hole"],
+        side=64,
+        images=6,
+        good=4,
+    )
+    fit = run(*FAST, f"hydra.run.dir={tmp_path}/sofs", cwd=tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    shown = ("data=folder", f"data.root={tmp_path}/parts", "data.workers=0")
+    seen = run(
+        "mode=predict", f"run={tmp_path}/sofs", *shown, "trainer.limit_predict_batches=1.0", cwd=tmp_path
+    )
+    assert seen.returncode == 0, seen.stderr
+    named = run(
+        *(
+            "method=mvrec",
+            *shown,
+            "data.shot=2",
+            "data.features.samplings=3",
+            "data.features.query_masks=none",
+        ),
+        *(f"method.mask_from={tmp_path}/sofs", "logger=none", f"hydra.run.dir={tmp_path}/named"),
+        cwd=tmp_path,
+    )
+    assert named.returncode == 0, named.stderr
+    assert json.loads((tmp_path / "named" / "run.json").read_text())["metrics"]["test/accuracy"] >= 0
+    assert (tmp_path / "named" / "panels" / "views.png").is_file()

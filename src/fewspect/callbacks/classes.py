@@ -19,7 +19,7 @@ Row = dict[str, str | int | float]
 CELL, MARGIN = 56, 12
 """Pixels of a cell of the confusion picture, and around it."""
 
-TILE = 160
+TILE, SMALL, PER_ROW = 160, 112, 9
 MOST_CLASSES = 8
 """So many classes are shown beside a mistake."""
 
@@ -90,6 +90,22 @@ class Mistakes:
         return draw.sheet([entry[4] for entry in worst]) if worst else None
 
 
+def views_page(name: str, images: torch.Tensor, masks: torch.Tensor) -> Image.Image:
+    """All views of one instance, nine in a row, the mask outlined.
+
+    Args:
+        name: What is shown.
+        images: (V, 3, s, s) in [0, 1].
+        masks: (V, 1, s, s) in [0, 1].
+    """
+    rows = []
+    for start in range(0, len(images), PER_ROW):
+        part = range(start, min(start + PER_ROW, len(images)))
+        tiles = [(f"{v}", _outlined(images[v], (masks[v, 0] >= 0.5).long(), SMALL)) for v in part]
+        rows.append(draw.strip(tiles, name if start == 0 else ""))
+    return draw.sheet(rows)
+
+
 def mistake(episode: Episode, q: int, said: int, prob: float) -> Image.Image:
     """The query with its mask, and a support of its class, of the class that was said, and of others."""
     truth = int(episode.query_label[q])
@@ -107,9 +123,9 @@ def mistake(episode: Episode, q: int, said: int, prob: float) -> Image.Image:
     return draw.strip(tiles, f"{episode.product}   {told}   {name}")
 
 
-def _outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    marked = draw.fit_mask(mask.cpu().numpy() == 1, TILE)
-    return draw.outline(draw.fit(draw.to_array(image), TILE), marked if not marked.all() else ~marked)
+def _outlined(image: torch.Tensor, mask: torch.Tensor, side: int = TILE) -> np.ndarray:
+    marked = draw.fit_mask(mask.cpu().numpy() == 1, side)
+    return draw.outline(draw.fit(draw.to_array(image), side), marked if not marked.all() else ~marked)
 
 
 def confusion(names: Sequence[str], matrix: np.ndarray, title: str = "") -> Image.Image:

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Raise when the features change; part of every hash."""
 
-WHOLE = 10
-"""Views of a whole image: itself and nine overlapping quarters."""
+WHOLE = 5
+"""Views of a whole image: itself and its four quarters."""
 
 THUMB = 96
 """Side in pixels of the small picture that is kept of every instance."""
@@ -218,17 +218,13 @@ def describe(backbone: Backbone, image: Tensor, alpha: Tensor) -> Tensor:
 
 
 def whole_views(height: int, width: int, number: int) -> list[views.Box]:
-    """Windows on an image that is an instance as a whole: all of it, then 3 x 3 overlapping quarters.
+    """Windows on an image that is an instance as a whole: all of it, then its quarters.
 
     They are repeated until there are ``number``, so that whole images and drawn instances can be compared.
     """
     boxes = [(0, 0, width, height)]
     h, w = max(height // 2, 1), max(width // 2, 1)
-    boxes += [
-        (x, y, x + w, y + h)
-        for y in (0, (height - h) // 2, height - h)
-        for x in (0, (width - w) // 2, width - w)
-    ]
+    boxes += [(x, y, x + w, y + h) for y in (0, height - h) for x in (0, width - w)]
     return (boxes * (number // len(boxes) + 1))[:number]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
 from fewspect.data import features, instances
 from fewspect.data.bank import Backbone, FeatureBank, ViewOptions
 from fewspect.data.feature_episodes import FeatureEpisodes, Task, make_task
@@ -72,6 +74,14 @@ class FeatureSource:
     ) -> None:
         self.files, self.options, self.backbone = files, options, backbone
         self._tasks: list[Task] = []
+        self._shown: list[tuple[str, Instance, FeatureBank]] = []
+
+    def examples(self, most: int = 8) -> list[tuple[str, Tensor, Tensor]]:
+        """What the backbone saw of a support of each class: name, views (V, 3, s, s), masks (V, 1, s, s).
+
+        Empty where the features came from files.
+        """
+        return [(name, *bank.look(instances.load(instance))) for name, instance, bank in self._shown[:most]]
 
     def tasks(self, index: Callable[[], Index]) -> list[Task]:
         """One task per product.
@@ -84,14 +94,16 @@ class FeatureSource:
         return self._tasks
 
     def episodes(self, part: str, index: Callable[[], Index], shot: int | None, seed: int) -> FeatureEpisodes:
-        """Episodes of one part: for ``train`` and ``val`` the whole pool, asked about itself."""
+        """Episodes of one part: for ``train`` and ``val`` the whole pool, asked about itself.
+
+        For ``predict`` one sampling (``shot`` None: the whole pool).
+        """
         tasks, o = self.tasks(index), self.options
         if part in ("train", "val"):
             pools = [Task(t.support, t.support, t.support.label + 1) for t in tasks]
             return FeatureEpisodes(pools, shot=None, token=o.token)
-        return FeatureEpisodes(
-            tasks, shot=shot, samplings=o.samplings, rule=o.sampling, token=o.token, seed=seed
-        )
+        number = 1 if part == "predict" else o.samplings
+        return FeatureEpisodes(tasks, shot=shot, samplings=number, rule=o.sampling, token=o.token, seed=seed)
 
     def _made(self, index: Callable[[], Index]) -> list[Task]:
         support, query = self.files
@@ -115,6 +127,8 @@ class FeatureSource:
         where = (f"The support of {product}", f"the queries of {product}")
         known, queries = (bank.get(part, classes, product) for part in (pool, self._undrawn(asked)))
         supported = [c for c in classes if any(i.cls == c for i in pool)]
+        first = {i.cls: i for i in reversed(pool)}
+        self._shown += [(f"{product}/{c}", first[c], bank) for c in supported]
         return make_task(known.only(supported), queries, unknown=self.options.unknown, where=where)
 
     def _sides(self, index: Index) -> tuple[list[Instance], list[Instance]]:

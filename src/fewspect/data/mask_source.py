@@ -7,6 +7,7 @@ there the decided mask counts.
 
 import csv
 import hashlib
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +39,21 @@ class MaskSource:
                 f"{run}: no predictions in this folder.",
                 f"Make them: python run.py mode=predict run={run} data.root=<images>.",
             )
-        self.rows: dict[str, tuple[Path, dict[str, str]]] = {}
+        self.rows: dict[str, list[tuple[Path, dict[str, str]]]] = {}
         for table in tables:  # the newest wins
+            found: dict[str, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
             with table.open(newline="", encoding="utf-8") as file:
-                self.rows |= {
-                    str(Path(row["file"]).resolve()): (table.parent, row)
-                    for row in csv.DictReader(file)
-                    if row.get("status") == "ok"
-                }
+                for row in csv.DictReader(file):
+                    if row.get("status") == "ok":
+                        found[str(Path(row["file"]).resolve())].append((table.parent, row))
+            self.rows |= found
         told = "".join(sorted(hashlib.sha256(t.read_bytes()).hexdigest() for t in tables))
         self.digest = hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def of(self, instance: Instance, image: Tensor) -> Tensor | None:
         """Mask (H, W) uint8, 0 to 255, for an instance without regions; None where it has its own.
+
+        An image that was asked about for several classes has the union of its masks.
 
         Raises:
             UserError: The run did not see this image, or its mask has another size.
@@ -63,8 +66,10 @@ class MaskSource:
                 f"{instance.sample.image}: the run that masks are taken from did not see this image.",
                 "Predict these images with that run first.",
             )
-        folder, row = found
-        mask = _read(folder, row)
+        masks = [_read(folder, row) for folder, row in found]
+        mask = masks[0]
+        for other in masks[1:]:
+            mask = torch.maximum(mask, other)
         if mask.shape != image.shape[-2:]:
             raise UserError(
                 f"{instance.sample.image}: the predicted mask is {tuple(mask.shape)}, the image "

@@ -28,7 +28,7 @@ RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
 """Options of one call: never taken over from the run folder (``allow`` least of all)."""
 
 GROUPS = ("method", "data", "backbone", "trainer", "logger")
-OF_A_DATA_SET = ("root", "fold", "category", "reader")
+OF_A_DATA_SET = ("root", "fold", "category", "object", "support", "query", "reader")
 """Options of ``data`` that mean one data set; the others (side, shot, ...) hold for the next one, too."""
 
 LASTING = ("process", "slurm", "search")

@@ -99,7 +99,8 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
 
     path = folders.chosen_checkpoint(cfg)
     untrained = UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
-    if path is None and cfg.data.get("shot") != 0:  # only normal supports may do without: told at once
+    ready = cfg.data.get("shot") == 0 or cfg.data.get("protocol") == "features"
+    if path is None and not ready:  # only normal supports and features may do without: told at once
         raise untrained
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "predict") as s:

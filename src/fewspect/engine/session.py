@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from fewspect.callbacks.classes import confusion
+from fewspect.callbacks.classes import confusion, views_page
+from fewspect.callbacks.draw import sheet
 from fewspect.callbacks.episodes import Episodes
 from fewspect.callbacks.files import safe_name
 from fewspect.callbacks.nan_guard import NanGuard
@@ -135,7 +136,7 @@ def report(session: Session) -> float | None:
         if suite is not None and reached:
             totals = {k.removeprefix("test/"): v for k, v in reached.items()}
             tables.save(suite.table(), session.folder)
-            _keep_classes(suite, session.folder)
+            _keep_classes(suite, session.folder, session.data)
             tables.show(suite.printed(), totals, suite.notes(), "test")
         tables.farewell(session.folder)
     objective = session.record.record.get("objective", {}).get("value")
@@ -146,14 +147,16 @@ def report(session: Session) -> float | None:
     )
 
 
-def _keep_classes(suite: Suite, folder: Path) -> None:
-    """What a classifier's test leaves beside the table: a row per episode, and confusion pictures."""
+def _keep_classes(suite: Suite, folder: Path, data: DataModule) -> None:
+    """What a classifier's test leaves beside the table: a row per episode, confusion and what was seen."""
     if episodes := suite.episodes():
         tables.save(episodes, folder, tables.SAMPLINGS)
     for product, (names, matrix) in suite.matrices().items():
         if names:
             path = folder / "panels" / f"confusion_{safe_name(product)}.png"
             write_png(confusion(names, matrix, f"{product}, all episodes"), path)
+    if pages := [views_page(*example) for example in data.source.examples()]:
+        write_png(sheet(pages), folder / "panels" / "views.png")
 
 
 def direction_of(objective: str) -> Literal["max", "min"]:

@@ -50,7 +50,7 @@ def one_batch(tree: dict[str, Any]) -> None:
     episode = next(iter(data.test_dataloader()))[0]
     with torch.inference_mode():
         prediction = method.eval().predict_step([episode], 0)["predictions"][0]
-    shown = {k: v for k in ("prob", "mask", "score") if (v := getattr(prediction, k)) is not None}
+    shown = {k: v for k in ("prob", "mask", "score", "logits") if (v := getattr(prediction, k)) is not None}
     print(f"test    {shapes(episode)}")
     print("answer  " + "  ".join(f"{k} {tuple(v.shape)}" for k, v in shown.items()))
     print(f"memory  {peak_memory()['rss']} MiB at most")
@@ -59,4 +59,6 @@ def one_batch(tree: dict[str, Any]) -> None:
 def shapes(episode: Episode) -> str:
     """Sizes of what matters in an episode."""
     names = ("support_image", "support_mask", "query_image", "query_mask")
+    if episode.support_feature is not None:
+        names = ("support_feature", "support_label", "query_feature", "query_label")
     return "  ".join(f"{name} {tuple(getattr(episode, name).shape)}" for name in names)
