@@ -2,7 +2,7 @@
 
 import csv
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from fewspect.errors import UserError
 
 ID_FILE = ".wandb_id"
+SWEEPS = "sweeps"
+"""Folder of all sweeps, see ``folders.sweep_folder``."""
 
 
 class CsvLogger(Logger):
@@ -56,6 +58,8 @@ def build(
     folder: Path,
     config: dict[str, Any],
     *,
+    choices: Mapping[str, str] | None = None,
+    direction: Literal["max", "min"] = "max",
     kind: Literal["csv", "wandb", "none"] = "csv",
     mode: Literal["offline", "online"] = "offline",
     project: str = "fewspect",
@@ -67,21 +71,26 @@ def build(
     Args:
         folder: The run folder.
         config: The resolved config, shown in dashboards; ``name``, ``tags`` and ``objective`` are used.
+        choices: Names of the chosen files, e.g. ``{"method": "sofs"}``.
+        direction: Whether more of the objective is better.
         kind: ``csv``, ``wandb`` (csv as well) or ``none``.
         mode: ``offline`` writes into the run folder, ``online`` sends.
         project: W&B project.
         entity: W&B team or user.
-        group: W&B group.
+        group: W&B group; None = the sweep that the run belongs to.
     """
     if kind == "none" or rank_zero_only.rank:
         return []
     table = CsvLogger(folder / "metrics.csv")
     if kind == "csv":
         return [table]
-    return [table, _wandb(folder, config, mode=mode, project=project, entity=entity, group=group)]
+    options = {"mode": mode, "project": project, "entity": entity, "group": group}
+    return [table, _wandb(folder, config, choices or {}, direction, options)]
 
 
-def _wandb(folder: Path, config: dict[str, Any], **options: Any) -> Logger:  # noqa: ANN401 - of wandb.init
+def _wandb(
+    folder: Path, config: dict[str, Any], choices: Mapping[str, str], direction: str, options: dict[str, Any]
+) -> Logger:
     try:
         import wandb  # noqa: PLC0415 - half a second that csv users do not pay
         from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415
@@ -91,18 +100,41 @@ def _wandb(folder: Path, config: dict[str, Any], **options: Any) -> Logger:  # n
     known = id_file.exists()
     if not known:
         id_file.write_text(secrets.token_hex(4))
+    options["group"] = options["group"] or sweep_of(folder)
     run = wandb.init(
         id=id_file.read_text().strip(),
         dir=str(folder),
         name=config.get("name") or folder.name,
-        tags=config.get("tags") or None,
-        config=config,
+        job_type=config.get("mode"),
+        tags=tags(config, choices),
+        config={**config, "choices": dict(choices)},
         resume="allow" if known and options["mode"] == "online" else None,
         settings=wandb.Settings(console="off", silent=True),
         **options,
     )
-    run.define_metric(str(config.get("objective")), summary="max")
+    run.define_metric(str(config.get("objective")), summary=direction)
     return WandbLogger(experiment=run)
+
+
+def tags(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
+    """What runs are filtered by: the user's words, then method, data, backbone and shots."""
+    shot = (config.get("data") or {}).get("shot")
+    known = [choices[k] for k in ("method", "data", "backbone") if k in choices]
+    return [*(config.get("tags") or ()), *known, *([] if shot is None else [f"{shot}-shot"])]
+
+
+def sweep_of(folder: Path) -> str | None:
+    """Name of the sweep that a run folder belongs to; None for a single run."""
+    return folder.parent.name if folder.parent.parent.name == SWEEPS else None
+
+
+def show_table(loggers: list[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Hand the table of a test to the loggers that take tables, with equal columns for every row."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger" and rows:
+            data = [[row.get(c) for c in columns] for row in rows]
+            logger.log_table("test/results", columns=columns, data=data)  # type: ignore[attr-defined]
 
 
 def finish(loggers: list[Logger], exit_code: int) -> None:

@@ -56,7 +56,8 @@ def concluded(tree: dict[str, Any], folder: Path, stage: Stage) -> Iterator[Sess
     record: Record | None = None
     try:
         data, method = build.parts(tree)
-        curves = loggers.build(folder, tree, **tree["logger"])
+        direction = direction_of(tree["objective"])
+        curves = loggers.build(folder, tree, choices=chosen(), direction=direction, **tree["logger"])
         session = assemble(tree, folder, stage, curves=curves, data=data, method=method)
         record = session.record
         yield session
@@ -136,6 +137,7 @@ def report(session: Session) -> float | None:
         if suite is not None and reached:
             totals = {k.removeprefix("test/"): v for k, v in reached.items()}
             tables.save(suite.table(), session.folder)
+            loggers.show_table(session.trainer.loggers, suite.table())
             _keep_classes(suite, session.folder, session.data)
             tables.show(suite.printed(), totals, suite.notes(), "test")
         tables.farewell(session.folder)
