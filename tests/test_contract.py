@@ -39,6 +39,9 @@ DETECTORS = [name for name, kind in CLASSES.items() if issubclass(kind, Detector
 GRADIENT = [name for name, kind in CLASSES.items() if kind.fit_kind == "gradient"]
 FITTED = [name for name, kind in CLASSES.items() if kind.fit_kind != "none"]
 EVERY = pytest.mark.parametrize("name", SEGMENTERS)
+TRAINED = pytest.mark.parametrize("name", [n for n in SEGMENTERS if CLASSES[n].fit_kind == "gradient"])
+GOOD_ALONE = pytest.mark.parametrize("name", [n for n in SEGMENTERS if not CLASSES[n].needs_defect])
+DEFECT_NEEDED = pytest.mark.parametrize("name", [n for n in SEGMENTERS if CLASSES[n].needs_defect])
 LEARNING = pytest.mark.parametrize("name", GRADIENT)
 SAVED = pytest.mark.parametrize("name", FITTED)
 SPECIAL = {name: ("data.side=128",) for name in ("bergmann_ae", "red_net", "ssim_ae_lite")}
@@ -202,7 +205,13 @@ def test_the_state_is_returned_and_not_kept(ready, name):
     assert all(p == before[1][k][0] and torch.equal(v, before[1][k][1]) for k, (p, v) in tensors.items())
 
 
-@EVERY
+@DEFECT_NEEDED
+def test_good_supports_alone_are_refused_before_anything_runs(parts, name):
+    with pytest.raises(UserError, match="these supports show none"):
+        parts(name, "data.shot=0", "data.normal_shot=2")
+
+
+@GOOD_ALONE
 def test_supports_without_defect_give_an_anomaly_map(parts, name):
     data, method = parts(name, "data.shot=0", "data.normal_shot=2")
     assert data.info.detect
@@ -216,7 +225,7 @@ def test_supports_without_defect_give_an_anomaly_map(parts, name):
     assert strange.mean() > 0.05
 
 
-@EVERY
+@GOOD_ALONE
 def test_the_anomaly_map_ignores_labels_and_names(ready, name):
     data, method = ready(name)
     episode = data.dataset("test")[0]
@@ -266,7 +275,7 @@ def test_half_precision_stays_close(parts, name):
     assert (rough.prob - sharp.prob).abs().mean() < 0.05
 
 
-@EVERY
+@TRAINED
 def test_episodes_of_a_batch_do_not_mix(parts, name):
     """Different numbers of views are filled up with views of count 0, whatever those show."""
     data, method = parts(name, "data.crop_size=32")

@@ -8,14 +8,15 @@ anomaly detector with the same code.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fewspect.errors import UserError
 from fewspect.methods.base import Method
 from fewspect.nn import windows
-from fewspect.types import Episode, Prediction, State
+from fewspect.types import DataInfo, Episode, Prediction, State, Support
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,35 @@ class Sliding:
 class Segmenter(Method):
     """Base of methods that answer with a foreground probability per pixel.
 
+    Class attributes:
+        needs_defect: Supports without any defect are no task for it.
+
     Args:
         evaluate: Fields of ``Sliding``.
         options: See ``Method``.
     """
 
     task = "segment"
+    needs_defect: ClassVar[bool] = False
 
     def __init__(self, *, evaluate: Mapping[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.sliding = Sliding(**(evaluate or {}))
+
+    def setup_data(self, info: DataInfo) -> None:
+        """See ``Method.setup_data``; good supports alone are refused where a defect is needed."""
+        if self.needs_defect and info.detect:
+            raise UserError(*_no_defect(type(self).__name__))
+        super().setup_data(info)
+
+    def require_defect(self, support: Support) -> None:
+        """Refuse a support that marks nothing, where a defect is needed.
+
+        Raises:
+            UserError: No view has a foreground pixel.
+        """
+        if self.needs_defect and not bool((support.mask == 1).any()):
+            raise UserError(*_no_defect(type(self).__name__))
 
     def segment(self, image: Tensor, state: State, *, whole: bool = False) -> Prediction:
         """Answer one image at its own size.
@@ -126,6 +146,13 @@ class Segmenter(Method):
         mask = (decided > self.sliding.threshold).to(torch.uint8)
         extra = {} if votes is None else {"votes": votes[None]}
         return Prediction(prob=prob[None], mask=mask[None], score=prob.max()[None], extra=extra)
+
+
+def _no_defect(name: str) -> tuple[str, str]:
+    return (
+        f"{name} learns a defect from its masks, and these supports show none.",
+        "Set data.shot=1 or more; for good parts alone use method=patch_nn or method=sofs.",
+    )
 
 
 def _same_support(a: Episode, b: Episode) -> bool:

@@ -1,0 +1,1 @@
+"""Few-shot segmentation by comparing patches with those of the support."""

@@ -1,0 +1,1 @@
+"""Few-shot segmentation by ridge regression on frozen patch features."""
