@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fewspect.methods.gccs import filtering
+from fewspect.backbones.wide import WideResNet
+from fewspect.methods.gccs import filtering, loss
+from fewspect.methods.gccs.net import Nets
 from fewspect.nn import centres, graph, sampler
 from fewspect.nn.centres import Centres
 from fewspect.nn.graph import Graph
@@ -156,3 +158,119 @@ def test_synthetic_filter(golden):
     if bool(flags.any(1).all()):
         kept = filtering.keep(shares[None], "episode", golden["n_syn"])[0]
         torch.testing.assert_close(kept, flags)
+
+
+# -- generator -----------------------------------------------------------------------------------------------
+
+SIZES = {"feat": "feature", "att": "text"}
+"""Names of the files that differ from ours."""
+
+
+def nets_of(config):
+    known = ("feat", "att", "noise", "g_hidden", "d_hidden", "embed", "proj", "f_hidden")
+    return {SIZES.get(k, k): config[k] for k in known}
+
+
+@pytest.mark.goldens("gccs", "contrastive_generator")
+def test_contrastive_generator(golden):
+    check_config(golden)
+    assert golden["net_inputs"] == {
+        "G": ["noise", "att"],
+        "D": ["feature", "att"],
+        "E": ["feature"],
+        "F": ["embedding", "att"],
+    }
+    assert golden["gradient_penalty_includes_weight"]
+    assert golden["gp_weight"] == loss.GP_WEIGHT
+    assert golden["ins_temp"] == golden["cls_temp"] == loss.TEMPERATURE
+    assert golden["ins_fake_batch"] == ["fake", "real, detached"]
+    nets = Nets(**nets_of(golden.spec), end=golden["output"]["G"])
+    for name in "GDEF":
+        part = getattr(nets, name)
+        own = part.state_dict()
+        named = golden.fill(name, {f"{name}.{k}": v for k, v in own.items()})
+        part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in named.items()})
+    assert golden["nets"] == {k: sizes(getattr(nets, k)) for k in "GDEF"}
+    nets.double()
+    arrays = {k: torch.from_numpy(golden.stored(k)) for k in golden["stored_inputs"]}
+    labels = arrays.pop("y").long()
+    x, text, noise_d, noise_g, mix = (
+        arrays[k].double() for k in ("x", "att", "noise_d", "noise_g", "gp_alpha")
+    )
+
+    h, q = nets.E(x)
+    outputs = {"real_h": h, "real_z": q, "fake_d": nets.G(noise_d, text[labels])}
+    parts = loss.critic_losses(nets, x, labels, text, noise=noise_d, mix=mix)
+    total = sum(golden["d_total"][k] * v for k, v in parts.items())
+    gradients = torch.autograd.grad(total, nets.critics())
+    names = [k for k, _ in nets.named_parameters() if not k.startswith("G.")]
+    outputs |= parts | {"d_total": total} | {f"dgrad_{k}": g for k, g in zip(names, gradients, strict=True)}
+
+    fake = nets.G(noise_g, text[labels])
+    outputs |= {"fake_g": fake} | dict(zip(("fake_h", "fake_z"), nets.E(fake), strict=True))
+    parts = loss.generator_losses(nets, x, labels, text, noise=noise_g)
+    total = sum(golden["g_total"][k] * v for k, v in parts.items())
+    assert {"ins_fake": golden["ins_weight"], "cls_fake": golden["cls_weight"]}.items() <= golden[
+        "g_total"
+    ].items()
+    gradients = torch.autograd.grad(total, list(nets.G.parameters()))
+    names = [f"G.{k}" for k, _ in nets.G.named_parameters()]
+    outputs |= parts | {"g_total": total} | {f"ggrad_{k}": g for k, g in zip(names, gradients, strict=True)}
+    golden.compare(outputs)
+
+
+def sizes(net):
+    return [net.fc1.in_features, net.fc1.out_features, net.fc2.out_features]
+
+
+# -- backbone ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.goldens("gccs", "backbone")
+def test_backbone(golden):
+    check_config(golden)
+    assert (golden["architecture"], golden["mode"]) == ("wrn28_10", "eval")
+    assert golden["head"] == "cosine"
+    net = WideResNet(golden["depth"], golden["widen_factor"], golden["num_classes"]).eval()
+    assert (net.width, net.linear.scale) == (golden["feature_dim"], golden["head_scale"])
+    values = golden.fill("backbone", net.state_dict())
+    net.load_state_dict({k: 1 + v.abs() if k.endswith("running_var") else v for k, v in values.items()})
+    x, perm = torch.from_numpy(golden.draws()["x"]), torch.tensor(golden["perm"])
+    with torch.no_grad():
+        features, logits = net(x)
+        outputs = {"features": features, "logits": logits}
+        for depth in golden["mixup_depths"]:
+            features, logits = net(x, depth, golden["lam"], perm)
+            outputs |= {f"mix{depth}_features": features, f"mix{depth}_logits": logits}
+    golden.compare(outputs)
+
+
+# -- names and shapes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.goldens("gccs", "state_dict")
+def test_state_dict(golden):
+    rows = golden.content if golden["entries_key"] is None else golden.content[golden["entries_key"]]
+    if golden["entry_form"] == "array":
+        rows = [dict(zip(("name", "shape", "dtype"), row, strict=True)) for row in rows]
+    key, config = golden["net_key"], golden["config"]
+    with torch.device("meta"):
+        if golden["model"] == "contrastive_generator":
+            net = Nets(**nets_of(config))
+        else:
+            assert golden["model"] == "wrn28_10"
+            net = WideResNet(config["depth"], config["widen_factor"], config["num_classes"])
+    named = [f"{row[key]}.{row['name']}" if key else row["name"] for row in rows]
+    state = net.state_dict()
+    assert sum(v.numel() for v in state.values()) == golden["elements"]
+    assert len(state) == golden["tensors"]
+    mine = {
+        "names": list(state),
+        "order": list(state),
+        "shapes": [list(v.shape) for v in state.values()],
+        "dtypes": [str(v.dtype).removeprefix("torch.") for v in state.values()],
+    }
+    stored = {"names": named, "order": named} | {
+        k: [row[k[:-1]] for row in rows] for k in ("shapes", "dtypes")
+    }
+    golden.compare(mine, stored)
