@@ -3,9 +3,9 @@
 import inspect
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,8 @@ from fewspect.data import classic
 from fewspect.data.crops import Change, Cropper
 from fewspect.data.entries import EntryTable, class_entries, normal_entries
 from fewspect.data.episodes import EpisodeDataset, Recipe
+from fewspect.data.feature_episodes import FeatureEpisodes
+from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
 from fewspect.data.plain import PlainDataset, good
 from fewspect.data.sharding import ResumableSampler, ShardSampler
@@ -27,7 +29,7 @@ from fewspect.types import DataInfo, Episode, Sample
 log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test", "predict"]
-Datasets = EpisodeDataset | PlainDataset
+Datasets = EpisodeDataset | PlainDataset | FeatureEpisodes
 
 VAL_SHARE = 0.2
 """Share of the training groups that is held back where the reader makes no ``val`` split."""
@@ -40,13 +42,20 @@ class DataModule(pl.LightningDataModule):
     anomaly detection: good supports, every image is asked.
     ``protocol=plain``: good images to learn from and every image to ask about, for unsupervised detectors;
     the options about supports and crops have no effect.
+    ``protocol=features``: few-shot classification of cached features, from two feature files.
 
     Args:
         reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
+            None where the features come from files.
         protocol: What an item is, see above.
         root: Folder of the data set; None = the reader's default.
         fold: Fold of the data set; None = the reader's default.
         category: Product or products to read; None or ``all`` = every one.
+        object: Another word for ``category`` (MVTec-FS).
+        support: ``features``: file of the labelled features, see ``data.features``.
+        query: ``features``: file of the features to ask about. Otherwise the number of query images per
+            training episode.
+        features: ``features``: fields of ``FeatureOptions``.
         side: Side of the network input in pixels.
         zoom: ``plain``: side to which a training image is brought before a square of ``side`` is cut out of
             it; None = ``side``.
@@ -56,7 +65,6 @@ class DataModule(pl.LightningDataModule):
         hold_out: ``plain``: thresholds are set on good images that were not learned from; false for detectors
             that leave an image out when they judge it, which then learn from all.
         normal_shot: Good support images per episode.
-        query: Query images per training episode.
         crops_per_support: Views per support image.
         crop_ratio: Training: factor on the crop side, drawn from this interval.
         large_ratio: Foreground fraction above which an image is shown whole.
@@ -77,21 +85,26 @@ class DataModule(pl.LightningDataModule):
         on_bad_file: ``strict`` = refuse the data set, ``skip`` = leave bad files out.
     """
 
+    schema: ClassVar[dict[str, Any]] = {"features": FeatureOptions}
+
     def __init__(
         self,
-        reader: Callable[..., Index],
+        reader: Callable[..., Index] | None = None,
         *,
-        protocol: Literal["episodic", "plain"] = "episodic",
+        protocol: Literal["episodic", "plain", "features"] = "episodic",
         root: str | None = None,
         fold: int | str | None = None,
         category: str | Sequence[str] | None = None,
+        object: str | Sequence[str] | None = None,
+        support: str | None = None,
+        features: Mapping[str, Any] | None = None,
         side: int = 128,
         zoom: int | None = None,
         crop_size: int | None = None,
         shot: int | None = 1,
         hold_out: bool = True,
         normal_shot: int = 0,
-        query: int = 1,
+        query: int | str | None = 1,
         crops_per_support: int = 4,
         crop_ratio: Sequence[float] = (1.0, 1.0),
         large_ratio: float = 0.01,
@@ -113,8 +126,11 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.protocol, self.shot, self.hold_out, self.zoom = protocol, shot, hold_out, zoom
         self._refuse(normal_shot)
-        self._read = reading(reader, root=root, fold=fold, category=category)
-        self.recipe = Recipe(shot or 0, normal_shot, query, same_group, normal_query_prob, whole)
+        self._read = reading(reader, root=root, fold=fold, category=category or object)
+        files = (support, query if isinstance(query, str) else None)
+        self.source = FeatureSource(files, FeatureOptions(**(features or {})))
+        number = query if isinstance(query, int) else 1
+        self.recipe = Recipe(shot or 0, normal_shot, number, same_group, normal_query_prob, whole)
         low, high = crop_ratio
         self.cropper = Cropper(
             side,
@@ -145,22 +161,24 @@ class DataModule(pl.LightningDataModule):
     @property
     def info(self) -> DataInfo:
         """What a method may know."""
+        if self.protocol == "features":
+            pools = [task.support for task in self.source.tasks()]
+            names = tuple(dict.fromkeys(name for pool in pools for name in pool.classes))
+            products = tuple(pool.product for pool in pools)
+            return DataInfo(names, products, frozenset({"classify"}), False, self.cropper.side, self.protocol)
         index = self.index
         detect = self.protocol == "plain" or self.recipe.shot == 0
-        return DataInfo(
-            index.classes, index.products, index.tasks, detect, self.cropper.side, self.protocol
-        )
+        return DataInfo(index.classes, index.products, index.tasks, detect, self.cropper.side, self.protocol)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the index, so that a bad folder is reported before anything else happens."""
         del stage  # every stage needs the same
-        _ = self.index
+        _ = self.source.tasks() if self.protocol == "features" else self.index
 
     def dataset(self, part: Part) -> Datasets:
         """The episodes of one part; made once."""
         if part not in self._sets:
-            make = self._make_plain if self.protocol == "plain" else self._make
-            self._sets[part] = make(part)
+            self._sets[part] = self._makers[self.protocol](part)
         return self._sets[part]
 
     @property
@@ -204,7 +222,8 @@ class DataModule(pl.LightningDataModule):
 
     def _evaluation(self, part: Part, batch_size: int = 1) -> DataLoader:
         episodes = self.dataset(part)
-        return self._loader(episodes, ShardSampler(len(episodes), *self._place), batch_size)
+        together = self.batch_size if self.protocol == "features" else batch_size  # one answer for many
+        return self._loader(episodes, ShardSampler(len(episodes), *self._place), together)
 
     def _loader(self, episodes: Datasets, sampler: Sampler[int], batch_size: int) -> DataLoader:
         return DataLoader(
@@ -216,6 +235,13 @@ class DataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    @property
+    def _makers(self) -> dict[str, Callable[[Part], Datasets]]:
+        return {"episodic": self._make, "plain": self._make_plain, "features": self._make_features}
+
+    def _make_features(self, part: Part) -> FeatureEpisodes:
+        return self.source.episodes(part, self.shot, self.seed)
 
     def _make(self, part: Part) -> EpisodeDataset:
         split, support = _splits(self.index, part)
@@ -268,6 +294,8 @@ class DataModule(pl.LightningDataModule):
         return chosen
 
     def _refuse(self, normal_shot: int) -> None:
+        if self.protocol == "features" and self.shot is not None and self.shot < 0:
+            raise UserError(f"data.shot={self.shot}: no number of supports.", "Set 0 for none, null for all.")
         if self.protocol == "plain" and self.shot is not None and self.shot < 1:
             raise UserError(
                 f"data.shot={self.shot}: a detector learns from good images.", "Set data.shot=null for all."
@@ -289,12 +317,14 @@ def as_list(batch: list[Episode]) -> list[Episode]:
     return batch
 
 
-def reading(reader: Callable[..., Index], **options: object) -> Callable[[], Index]:
+def reading(reader: Callable[..., Index] | None, **options: Any) -> Callable[[], Index]:  # noqa: ANN401
     """Return the reader with those options that are given and that it takes.
 
     Raises:
         UserError: ``category`` is asked of a reader that knows no products.
     """
+    if reader is None:
+        return _without_images
     if options.get("category") == "all":
         options["category"] = None
     given = {k: v for k, v in options.items() if v is not None}
@@ -307,8 +337,14 @@ def reading(reader: Callable[..., Index], **options: object) -> Callable[[], Ind
     return lambda: reader(**{k: v for k, v in given.items() if k in taken})
 
 
+def _without_images() -> Index:
+    raise UserError(
+        "This data set holds features, no images.", "Choose a method with data.protocol=features."
+    )
+
+
 def _augmentation(protocol: str, augment: bool | str) -> Change | None:
-    if not augment:
+    if not augment or protocol == "features":
         return None
     if protocol == "episodic":
         return Augment()

@@ -9,14 +9,15 @@ Example:
 from torch import Tensor, nn
 
 from fewspect.errors import UserError
+from fewspect.metrics.classification import ClassCounts, Matrix
 from fewspect.metrics.decisions import DefectTypes, ImageDecision
 from fewspect.metrics.detection import ImageRanking, PixelRanking
 from fewspect.metrics.rows import RowMetric
 from fewspect.metrics.segmentation import SegmentationCounts
 from fewspect.types import Episode, Prediction
 
-TASKS = ("segment", "detect")
-LOWER_IS_BETTER = ("miou_ci95", "false_alarm_rate")
+TASKS = ("segment", "detect", "classify")
+LOWER_IS_BETTER = ("miou_ci95", "accuracy_ci95", "macro_recall_ci95", "false_alarm_rate")
 """Reported beside the scores, but smaller is better; counts have no direction."""
 
 
@@ -68,6 +69,14 @@ class Suite(nn.Module):
         """What the last ``compute`` left out, one sentence each."""
         return [note for metric in self.parts() for note in metric.notes]
 
+    def matrices(self) -> dict[str, Matrix]:
+        """Product -> class names and confusion counts of the last ``compute``."""
+        return {k: v for m in self.parts() if isinstance(m, ClassCounts) for k, v in m.matrices.items()}
+
+    def episodes(self) -> list[dict[str, str | int | float]]:
+        """One row per episode of the last ``compute``, for paired comparisons."""
+        return [row for m in self.parts() if isinstance(m, ClassCounts) for row in m.episodes]
+
     def reset(self) -> None:
         """Forget everything."""
         for metric in self.parts():
@@ -78,12 +87,14 @@ def suite(task: str, detect: bool) -> Suite:
     """Choose the metrics of a task.
 
     Args:
-        task: ``segment`` or ``detect``.
+        task: ``segment``, ``detect`` or ``classify``.
         detect: The method sees good images only: rank pixels and images and judge its decisions, besides the
             overlap of masks.
     """
     if task not in TASKS:
         raise UserError(f"there are no metrics for the task {task!r}", f"Known tasks: {', '.join(TASKS)}.")
+    if task == "classify":
+        return Suite(ClassCounts())
     if detect or task == "detect":
         counts = SegmentationCounts(by_product=True)
         return Suite(PixelRanking(), ImageRanking(), ImageDecision(), counts, DefectTypes())
