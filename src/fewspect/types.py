@@ -123,6 +123,7 @@ class Support(_Movable):
         feature: (S, V, D) cached features of V views each, for methods that work on features; ``image`` is
             empty then.
         product: The inspected object.
+        text: (K, D) features of a description of every class, in label order, or None.
     """
 
     image: Tensor
@@ -132,6 +133,7 @@ class Support(_Movable):
     classes: tuple[str, ...] = ()
     feature: Tensor | None = None
     product: str = ""
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ class Episode(_Movable):
         query_image: training: (Q, 3, h, w) float32 in [0, 1], network side; evaluation: (1, 3, H, W) uint8,
             original pixels.
         query_mask: (Q, h, w) or (1, H, W) uint8 in {0, 1, 255}.
-        query_label: (Q,) int64: 1 when the query shows the class, 0 when it is normal.
+        query_label: (Q,) int64: 1 when the query shows the class, 0 when it is normal. Classification:
+            position + 1 in ``classes``, 0 = none of them, -1 = not known.
         classes: Names of the classes asked for, in label order.
         product: The inspected object.
         index: Position in the episode list.
@@ -155,6 +158,7 @@ class Episode(_Movable):
         support_feature: (S, V, D) or None, see ``Support.feature``.
         query_feature: (Q, V, D) or None.
         shown: Names of the defect types that the query shows (evaluation, where they are known).
+        text: (K, D) features of class descriptions or None, see ``Support.text``.
     """
 
     support_image: Tensor
@@ -172,6 +176,7 @@ class Episode(_Movable):
     support_feature: Tensor | None = None
     query_feature: Tensor | None = None
     shown: tuple[str, ...] = ()
+    text: Tensor | None = None
 
     @property
     def support(self) -> Support:
@@ -184,6 +189,7 @@ class Episode(_Movable):
             self.classes,
             self.support_feature,
             self.product,
+            self.text,
         )
 
     @property
@@ -203,7 +209,8 @@ class Prediction(_Movable):
         score: (Q,) float: raw image score, never clamped.
         decision: (Q,) uint8: the decision per image, 1 = defective.
         scale: Values of ``prob`` that pictures show as 0 and 1.
-        logits: (Q, K) class scores.
+        logits: (Q, K) class scores; column k - 1 belongs to label k. ``extra["label"]`` (Q,) is the decision
+            where it is not simply the largest: -1 = none of the classes.
         image: (Q, 3, H, W) float: reconstruction or sample.
         extra: Named tensors for panels.
     """

@@ -164,10 +164,11 @@ class Panels(Callback):
 
 
 def pairs(outputs: object) -> list[tuple[Episode, Prediction]]:
-    """Read (episode, prediction) pairs from what a step returned."""
+    """Read (episode, prediction) pairs from what a step returned; episodes without pixels show nothing."""
     if not isinstance(outputs, dict):
         return []
-    return list(zip(outputs.get("episodes", ()), outputs.get("predictions", ()), strict=True))
+    both = zip(outputs.get("episodes", ()), outputs.get("predictions", ()), strict=True)
+    return [pair for pair in both if pair[0].query_image.numel()]
 
 
 def write_png(image: Image.Image, path: Path) -> None:

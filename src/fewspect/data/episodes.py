@@ -235,9 +235,7 @@ def _unchanged(image: Tensor, mask: Tensor, _r: np.random.Generator) -> tuple[Te
     return image, mask
 
 
-def _counted(
-    samples: Sequence[Sample], classes: Sequence[str], *, apart: bool
-) -> list[tuple[Sample, int]]:
+def _counted(samples: Sequence[Sample], classes: Sequence[str], *, apart: bool) -> list[tuple[Sample, int]]:
     """Every picture once, with its number: copies of a file (with the same mask) show the same crops.
 
     ``apart``: one by one all the same, as the original does.

@@ -226,16 +226,25 @@ def per_chunk(nodes: int, width: int, chunk_mb: float) -> int:
     return max(1, int(chunk_mb * 1e6 / each))
 
 
+def finite(x: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        UserError: A feature is not finite.
+    """
+    if not bool(x.isfinite().all()):
+        raise UserError("A feature is not a finite number.", "Look at the images and texts it was made from.")
+
+
 def check(x: Tensor, labels: Tensor, classes: int, weight: Tensor | None = None) -> None:
     """Refuse episodes that cannot be answered.
 
     Raises:
         UserError: A feature is not finite, no query, or a class without any support.
     """
-    if not bool(x.isfinite().all()):
-        raise UserError("A feature is not a finite number.", "Look at the images and texts it was made from.")
+    finite(x)
     if x.shape[1] <= labels.shape[1]:
-        raise UserError("An episode has no query.", "Raise data.query.")
+        raise UserError("An episode has no query.", "Raise data.ways.query.")
     hot = F.one_hot(labels, classes).bool()  # (R, M, K)
     present = (hot if weight is None else hot & (weight > 0)[..., None]).any(1)
     if len(x) and not bool(present.all()):

@@ -92,6 +92,7 @@ def indexed(
     seed: int = 0,
     stream: str = "episodes",
     groups: Sequence[np.ndarray] | None = None,
+    names: Sequence[str] = (),
 ) -> Runs:
     """Draw episodes; classes keep all their samples, whatever their size.
 
@@ -109,11 +110,12 @@ def indexed(
         seed: Of the run.
         stream: Name of the draws.
         groups: Per class, what sample belongs together (n,): a query never shows what a support shows.
+        names: Of the classes, for messages.
 
     Raises:
         UserError: See ``check``; or the groups leave too few queries.
     """
-    check(sizes, ways, shot, query)
+    check(sizes, ways, shot, query, names)
     classes = np.zeros((runs, ways), np.int64)
     real = np.zeros((runs, ways, shot + query), np.int64)
     made = np.zeros((runs, ways, synthetic), np.int64)
@@ -128,33 +130,36 @@ def indexed(
             else:
                 shown = shown[: len(order) - query]
             if len(shown) < shot:
+                name = names[k] if names else k
                 raise UserError(
-                    f"Class {k}: its groups leave no {shot} supports beside {query} queries.",
-                    "Lower data.query or data.shot.",
+                    f"Class {name}: its groups leave no {shot} supports beside {query} queries.",
+                    "Lower data.ways.query or data.shot.",
                 )
             real[run, way] = np.concatenate([shown[:shot], asked])
         made[run] = np.stack([source.permutation(pool)[:synthetic] for _ in range(ways)])
     return Runs(classes, real, made)
 
 
-def check(sizes: Sequence[int], ways: int, shot: int, query: int) -> None:
+def check(sizes: Sequence[int], ways: int, shot: int, query: int, names: Sequence[str] = ()) -> None:
     """Refuse episodes that the classes do not have enough samples for.
 
     Raises:
         UserError: Fewer than two ways, more ways than classes, or a class with too few samples.
     """
     if ways < 2:
-        raise UserError(f"{ways} class cannot be told from another.", "Set data.way to 2 or more.")
+        raise UserError(f"{ways} class cannot be told from another.", "Set data.ways.way to 2 or more.")
     if ways > len(sizes):
         raise UserError(
             f"Episodes of {ways} classes were asked for, there are {len(sizes)}.",
-            f"Set data.way={len(sizes)}.",
+            f"Set data.ways.way={len(sizes)}, or give more classes.",
         )
     if shot < 0 or query < 1:
-        raise UserError(f"data.shot={shot} and data.query={query}: at least 0 and 1.", "Mend them.")
-    small = [f"class {k} has {n}" for k, n in enumerate(sizes) if n < shot + query]
+        raise UserError(f"data.shot={shot} and data.ways.query={query}: at least 0 and 1.", "Mend them.")
+    small = [
+        f"{names[k] if names else f'class {k}'} has {n}" for k, n in enumerate(sizes) if n < shot + query
+    ]
     if small:
         raise UserError(
             f"Episodes need {shot + query} samples of every class (shot + query): {', '.join(small[:5])}.",
-            f"Set data.query to at most {min(sizes) - shot}.",
+            f"Set data.ways.query to at most {min(sizes) - shot}.",
         )

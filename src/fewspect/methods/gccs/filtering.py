@@ -15,7 +15,10 @@ from torch import Tensor
 from fewspect.nn.centres import Centres, recognise
 from fewspect.nn.graph import Graph
 
-Filter = Literal["none", "episode", "ranked"]
+Filter = Literal["none", "episode", "ranked", "trimmed"]
+
+TRIMS = ((50, 50), (80, 80), (20, 20), (10, 10))
+"""The original's rules (more than, minus) for the number of samples, one after the other."""
 
 
 def plan(synthetic: Tensor, real: Tensor, graph: Graph, centres: Centres) -> Tensor:
@@ -43,7 +46,9 @@ def keep(shares: Tensor, rule: Filter, number: int) -> Tensor:
     Args:
         shares: (R, K, S, K) of ``plan``.
         rule: ``episode``: those whose own class has the largest share, the ``number`` best of them by
-            margin; ``ranked``: the ``number`` best by margin, agreed upon or not; ``none``: the first ones.
+            margin; ``ranked``: the ``number`` best by margin, agreed upon or not; ``none``: the first ones;
+            ``trimmed``: the first agreed ones, as many in
+            every class as in the poorest one, cut down by the original's rules (``trim``).
         number: So many at most.
     """
     own = shares.diagonal(dim1=1, dim2=3).transpose(1, 2)  # (R, K, S)
@@ -51,9 +56,22 @@ def keep(shares: Tensor, rule: Filter, number: int) -> Tensor:
     margin = own - others.amax(-1)
     if rule == "none":
         return (torch.arange(shares.shape[2], device=shares.device) < number).expand_as(margin)
+    if rule == "trimmed":
+        agreed = margin > 0
+        count = torch.tensor([trim(int(c)) for c in agreed.sum(-1).amin(-1)], device=shares.device)
+        return (agreed & (agreed.cumsum(-1) <= count[:, None, None])) | (
+            (count == 0)[:, None, None] & (torch.arange(shares.shape[2], device=shares.device) == 0)
+        )
     place = torch.argsort(margin, dim=-1, descending=True, stable=True).argsort(-1)
     kept = place < number
     return kept if rule == "ranked" else (kept & (margin > 0)) | (place == 0)
+
+
+def trim(count: int) -> int:
+    """Number of samples that the original leaves of so many that agree: 100 to 20, 15 to 5, 11 to 1."""
+    for above, less in TRIMS:
+        count -= less if count > above else 0
+    return count
 
 
 def slots(x: Tensor) -> Tensor:

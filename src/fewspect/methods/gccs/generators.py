@@ -4,7 +4,8 @@
 ``TextVector``: the text feature itself, for encoders that have images and texts in one space.
 
 Specification gccs, sections 2.4 and 2.5. What ``sample`` gives and what ``embed`` takes are features as the
-image encoder makes them; ``embed`` brings real and synthetic ones alike into the space that the graph compares.
+image encoder makes them; ``embed`` brings real and synthetic ones alike into the space that the graph
+compares.
 What was learned, scaling included, is in the state dict; shapes need not be known before one is loaded.
 
 Letters: n samples, K classes, S samples per class, D feature width, T text width.
@@ -16,6 +17,7 @@ Example:
     torch.Size([2, 5, 8])
 """
 
+import copy
 from abc import abstractmethod
 from typing import Any, Literal, Self
 
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewspect.errors import UserError
-from fewspect.methods.gccs.net import Nets
+from fewspect.methods.gccs.net import Nets, Pair
 
 Space = Literal["feature", "h", "q"]
 Scaling = Literal["standard", "minmax", "none"]
@@ -171,11 +173,17 @@ class Contrastive(Generator):
     """
 
     def __init__(
-        self, space: Space = "h", scaling: Scaling = "standard", *, seed: int = 0, **sizes: Any  # noqa: ANN401
+        self,
+        space: Space = "h",
+        scaling: Scaling = "standard",
+        *,
+        seed: int = 0,
+        **sizes: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
         self.space, self.scaling, self.seed, self.sizes = space, scaling, seed, sizes
         self.nets: Nets | None = None
+        self.average: Pair | None = None
 
     @property
     def known(self) -> bool:
@@ -187,6 +195,7 @@ class Contrastive(Generator):
         if self.nets is None:
             random = torch.Generator().manual_seed(self.seed)
             self.nets = Nets(feature, text, random=random, **self.sizes)
+            self.average = copy.deepcopy(self.nets.G).requires_grad_(False)
         return self
 
     def learn(self, feature: Tensor, label: Tensor, text: Tensor) -> None:
@@ -209,9 +218,9 @@ class Contrastive(Generator):
 
     def sample(self, text: Tensor, number: int, random: torch.Generator | None = None) -> Tensor:
         """See ``Generator``."""
-        nets = self._nets()
-        noise = torch.randn(len(text), number, nets.noise, generator=random).to(text)
-        made = nets.G(noise, text[:, None].expand(-1, number, -1))
+        noise = torch.randn(len(text), number, self.trained().noise, generator=random).to(text)
+        assert self.average is not None  # made with the networks
+        made = self.average(noise, text[:, None].expand(-1, number, -1))
         return made * self.get_buffer("scale") + self.get_buffer("shift")
 
     def embed(self, feature: Tensor) -> Tensor:
@@ -219,10 +228,22 @@ class Contrastive(Generator):
         scaled = self.scaled(feature)
         if self.space == "feature":
             return scaled
-        h, q = self._nets().E(scaled)
+        h, q = self.trained().E(scaled)
         return h if self.space == "h" else q
 
-    def _nets(self) -> Nets:
+    @torch.no_grad()
+    def average_in(self, share: float) -> None:
+        """Move the running mean of G towards G; ``share`` of the old mean stays."""
+        assert self.average is not None  # made with the networks
+        for old, new in zip(self.average.parameters(), self.trained().G.parameters(), strict=True):
+            old.lerp_(new, 1 - share)
+
+    def trained(self) -> Nets:
+        """The networks.
+
+        Raises:
+            UserError: There are none yet.
+        """
         if self.nets is None:
             raise UserError("The generator has not been trained.", "Run mode=train, or choose another one.")
         return self.nets

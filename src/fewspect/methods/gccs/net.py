@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+End = Literal["linear", "relu"]
+
 SLOPE = 0.2
 INIT = 0.02
 """Standard deviation of the first weights; biases begin at 0."""
@@ -32,9 +34,7 @@ class Pair(nn.Module):
         end: ``relu`` or ``linear``.
     """
 
-    def __init__(
-        self, inputs: int, hidden: int, outputs: int, *, end: Literal["linear", "relu"] = "linear"
-    ) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, end: End = "linear") -> None:
         super().__init__()
         self.fc1 = nn.Linear(inputs, hidden)
         self.fc2 = nn.Linear(hidden, outputs)
@@ -87,7 +87,7 @@ class Nets(nn.Module):
         embed: int = 1024,
         proj: int = 256,
         f_hidden: int = 1024,
-        end: Literal["linear", "relu"] = "linear",
+        end: End = "linear",
         random: torch.Generator | None = None,
     ) -> None:
         super().__init__()

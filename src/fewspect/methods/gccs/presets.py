@@ -1,0 +1,83 @@
+"""Named settings of GCCS: ours, the paper's, the released code's, and those of its parent GTnet.
+
+Specification gccs, section 8.1. What a config leaves null or empty comes from here; reports name the preset.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fewspect.methods.gccs.filtering import Filter
+
+Source = Literal["ridge", "gan", "text", "none"]
+Preset = Literal["default", "paper", "coded", "gtnet"]
+
+MANY = 5
+"""Real supports per class from which ``graph_many`` holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a preset fixes.
+
+    Attributes:
+        source: Where synthetic supports come from.
+        samples: Synthetic supports per class, at most, without real ones.
+        samples_few: The same beside real ones.
+        pool: Candidates per class for the filter and the draw of an episode.
+        filter: Which candidates stay beside real supports.
+        syn_shots: All synthetic supports of a class count like so many real ones; None = each like one.
+        graph: Fields of ``Graph``.
+        graph_many: What of it is different with many real supports.
+        centres: Fields of ``Centres``.
+        transport: Fields of ``Transport``.
+        contrast: Fields of ``Contrast``.
+    """
+
+    source: Source = "ridge"
+    samples: int = 6
+    samples_few: int = 6
+    pool: int = 20
+    filter: Filter = "episode"
+    syn_shots: float | None = 1.0
+    graph: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    graph_many: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    centres: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    transport: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    contrast: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+EXACT = {"passes": 1000, "final_passes": 1000, "tolerance": 1e-6, "stop": "batch", "warm": False}
+"""The original's transport."""
+
+PARENT = {"g_hidden": 4096, "d_hidden": 4096, "embed": 2048, "proj": 512, "f_hidden": 2048, "end": "relu"}
+"""Sizes of CE-GZSL on CUB, and its scaling."""
+
+PRESETS: dict[str, Settings] = {
+    "default": Settings(),
+    "paper": Settings(
+        source="gan",
+        samples_few=20,
+        syn_shots=None,
+        graph={"k": 10, "kappa": 9, "self_weight": 0.4, "cross_k": 0},
+        transport=EXACT,
+        contrast={**PARENT, "scaling": "minmax", "space": "h"},
+    ),
+    "coded": Settings(
+        source="gan",
+        samples_few=20,
+        filter="trimmed",
+        syn_shots=None,
+        graph={"k": 4, "kappa": 1, "self_weight": 0.75, "cross_k": 0},
+        transport=EXACT,
+        contrast={**PARENT, "scaling": "minmax", "space": "feature"},
+    ),
+    "gtnet": Settings(
+        source="none",
+        samples=0,
+        samples_few=0,
+        graph={"k": 10, "kappa": 9, "self_weight": 0.5, "cross_k": 0, "power": 0.5},
+        graph_many={"k": 4, "kappa": 1, "self_weight": 0.75},
+        transport=EXACT,
+    ),
+}
