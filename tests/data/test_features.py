@@ -182,7 +182,8 @@ def test_classes_are_matched_by_name():
 
 
 def test_unknown_classes_leave_the_support():
-    episode = episodes(unknown=["scratch"])[0]
+    episode = episodes(made(text=torch.eye(3)), unknown=["scratch"])[0]
+    assert torch.equal(episode.support.text, torch.eye(3)[[0, 2]])
     assert episode.classes == ("hole", "stain")
     assert episode.query_label.tolist() == [1, 0, 2, 1, 0, 2]
     assert sorted(episode.support_label.tolist()) == [1, 1, 2, 2]

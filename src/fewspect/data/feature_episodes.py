@@ -138,6 +138,7 @@ class FeatureEpisodes(Dataset[Episode]):
             paths=(*_names(task.query), *_names(support)),
             support_feature=pool[places],  # (S, V, D)
             query_feature=asked,  # (Q, V, D), the same memory in every episode
+            text=support.text,
         )
 
     def places(self, task: int, sample: int) -> list[int]:
