@@ -24,6 +24,9 @@ from fewspect.errors import UserError
 from fewspect.nn import sampler
 from fewspect.types import Episode
 
+PRODUCT = "classes"
+"""All episodes are draws of one task: intervals are over episodes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WayOptions:
@@ -259,6 +262,7 @@ def _episode(
         query_mask=torch.zeros(0, 0, 0, dtype=torch.uint8),
         query_label=query[1] + 1,  # (Q,)
         classes=tuple(classes),
+        product=PRODUCT,
         index=index,
         whole=True,
         paths=tuple(paths),

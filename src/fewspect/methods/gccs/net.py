@@ -104,11 +104,9 @@ class Nets(nn.Module):
     def compare(self, h: Tensor, text: Tensor) -> Tensor:
         """Logits (B, K) of embeddings (B, embed) for the texts (K, T) of all classes, by F."""
         assert self.F is not None, "there is no comparator"
-        rows, classes = len(h), len(text)
-        pairs = self.F(
-            h[:, None].expand(-1, classes, -1).flatten(0, 1), text[None].expand(rows, -1, -1).flatten(0, 1)
-        )
-        return pairs.view(rows, classes)
+        own, other = self.F.fc1.weight.split([h.shape[1], text.shape[1]], 1)
+        both = F.linear(h, own, self.F.fc1.bias)[:, None] + F.linear(text, other)  # (B, K, f_hidden)
+        return self.F.fc2(F.leaky_relu(both, SLOPE))[..., 0]
 
     def critics(self) -> list[nn.Parameter]:
         """What the critic's step trains: D, E and F."""

@@ -33,7 +33,7 @@ class Contrast:
         d_hidden: See ``Nets``.
         embed: See ``Nets``.
         proj: See ``Nets``.
-        f_hidden: See ``Nets``; 0 = no comparator.
+        f_hidden: See ``Nets``; 0 = no comparator, as in the last figure of GCCS (it costs most of the time).
         rule: RFFC: ``joint`` (parent) or ``cross`` (figure).
         ins_weight: Weight of RFFC for G.
         cls_weight: Weight of the comparator for G.
@@ -54,7 +54,7 @@ class Contrast:
     d_hidden: int = 2048
     embed: int = 1024
     proj: int = 256
-    f_hidden: int = 1024
+    f_hidden: int = 0
     rule: Rule = "joint"
     ins_weight: float = 0.001
     cls_weight: float = 0.001
