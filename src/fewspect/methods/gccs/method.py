@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,9 +35,11 @@ from fewspect.methods.gccs.generators import (
     TextVector,
     require_one_space,
 )
-from fewspect.methods.gccs.presets import MANY, PRESETS, Preset, Settings, Source
+from fewspect.methods.gccs.presets import MANY, Preset, Source, chosen
 from fewspect.methods.gccs.supports import GccsState, Supports, known
 from fewspect.methods.gccs.training import Contrast
+from fewspect.metrics.generalised import generalised
+from fewspect.metrics.legacy import accuracy_as_coded
 from fewspect.nn.centres import Centres, check, finite, recognise
 from fewspect.nn.graph import Graph, centred, unit
 from fewspect.nn.laplacian_shot import laplacian_shot, means
@@ -106,7 +109,7 @@ class Gccs(Classifier):
         chunk_mb: float = 64.0,
         **options: Any,  # noqa: ANN401 - optimizer, seed: checked by the base
     ) -> None:
-        settings = _settings(preset, generator, samples, filter, syn_shots)
+        settings = chosen(preset, generator, samples, filter, syn_shots)
         # what learning means depends on the generator, and the base asks for it while it is built
         kind = {"gan": "gradient", "none": "none"}.get(settings.source, "single_pass")
         self.__dict__["fit_kind"] = kind
@@ -123,6 +126,8 @@ class Gccs(Classifier):
         self.generator = self._generator()
         self._contact: list[Tensor] = []
         self._learned = False
+        self._compared: list[dict[str, float]] = []
+        self._asked: tuple[float, float] | None = None  # synthetic supports and queries per class
 
     def _generator(self) -> Generator | None:
         made = {"ridge": RidgeGaussian, "text": TextVector}.get(self.settings.source)
@@ -242,6 +247,8 @@ class Gccs(Classifier):
         alone = images.ndim == 3
         asked = (images[None] if alone else images).float().mean(-2)  # (E, Q, D)
         asked = asked.expand(len(state.feature), -1, -1)
+        made = float((state.weight > 0).sum(1).float().mean()) / state.classes - state.shots
+        self._asked = (made, asked.shape[1] / state.classes)
         plan, unknown, contact = self._solve(state, asked)
         self._contact.append(contact.cpu())
         extra = {"contact": contact[:, None].expand(-1, plan.shape[1])}
@@ -290,16 +297,34 @@ class Gccs(Classifier):
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
         super().on_validation_epoch_start()
-        self._contact = []
+        self._contact, self._compared = [], []
 
     def on_test_epoch_start(self) -> None:
         """Forget the last test."""
         super().on_test_epoch_start()
-        self._contact = []
+        self._contact, self._compared = [], []
+
+    def _measure(self, batch: list[Episode], split: str) -> dict[str, Any]:
+        """Beside the metrics: seen against unseen classes, where only some have real supports."""
+        outputs = super()._measure(batch, split)
+        for episode, prediction in zip(batch, outputs["predictions"], strict=True):
+            seen = torch.zeros(len(episode.classes), dtype=torch.bool)
+            seen[episode.support_label.cpu() - 1] = True
+            known = (episode.query_label > 0).cpu()
+            truth, scores = (episode.query_label.cpu()[known] - 1), known_logits(prediction)[known]
+            values = generalised(truth.numpy(), scores.numpy(), seen.numpy())
+            self._compared += [values] if values else []
+        return outputs
 
     def _conclude(self, split: str) -> None:
-        """Beside the metrics: how many queries are in touch with a support."""
+        """Beside the metrics: seen against unseen, and how many queries are in touch with a support."""
         super()._conclude(split)
+        for name in self._compared[0] if self._compared else ():
+            self.log(f"{split}/{name}", float(np.mean([v[name] for v in self._compared])))
+        if self.preset == "coded" and self._asked:
+            made, asked = self._asked
+            accuracy = self._suite(split).compute()["accuracy"]
+            self.log(f"{split}/acc_as_coded_inflated", accuracy_as_coded(float(accuracy), made, asked))
         if not self._contact:
             return
         contact = torch.cat(self._contact).mean()
@@ -312,22 +337,9 @@ class Gccs(Classifier):
             )
 
 
-def _settings(
-    preset: Preset,
-    generator: Source | None,
-    samples: int | None,
-    rule: Filter | None,
-    syn_shots: float | None,
-) -> Settings:
-    """A preset with what is given instead."""
-    if preset not in PRESETS:
-        raise UserError(f"method.preset={preset} does not exist.", f"Choose one of {', '.join(PRESETS)}.")
-    if samples is not None and samples < 1:
-        raise UserError(f"method.samples={samples}: at least 1.", "For none at all: method.generator=none.")
-    found = PRESETS[preset]
-    given: dict[str, Any] = {"source": generator, "filter": rule, "syn_shots": syn_shots}
-    given |= {"samples": samples, "samples_few": samples}
-    return replace(found, **{k: v for k, v in given.items() if v is not None})
+def known_logits(prediction: Prediction) -> Tensor:
+    """Logits (Q, K) on the CPU."""
+    return known(prediction.logits).float().cpu()
 
 
 def _by_text(asked: Tensor, text: Tensor | None) -> Tensor:

@@ -4,9 +4,10 @@ Specification gccs, section 8.1. What a config leaves null or empty comes from h
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fewspect.errors import UserError
 from fewspect.methods.gccs.filtering import Filter
 
 Source = Literal["ridge", "gan", "text", "none"]
@@ -81,3 +82,21 @@ PRESETS: dict[str, Settings] = {
         transport=EXACT,
     ),
 }
+
+
+def chosen(
+    preset: Preset,
+    generator: Source | None,
+    samples: int | None,
+    rule: Filter | None,
+    syn_shots: float | None,
+) -> Settings:
+    """A preset with what is given instead."""
+    if preset not in PRESETS:
+        raise UserError(f"method.preset={preset} does not exist.", f"Choose one of {', '.join(PRESETS)}.")
+    if samples is not None and samples < 1:
+        raise UserError(f"method.samples={samples}: at least 1.", "For none at all: method.generator=none.")
+    found = PRESETS[preset]
+    given: dict[str, Any] = {"source": generator, "filter": rule, "syn_shots": syn_shots}
+    given |= {"samples": samples, "samples_few": samples}
+    return replace(found, **{k: v for k, v in given.items() if v is not None})
