@@ -124,9 +124,7 @@ def test_a_defect_cannot_move_a_threshold(data, tmp_path):
     module = data()
     before = fitted(module, tmp_path)[0].calibrations.table
     index = module.index
-    spoiled = [
-        replace(s, split="val") if s.label > 0 and k % 2 else s for k, s in enumerate(index.samples)
-    ]
+    spoiled = [replace(s, split="val") if s.label > 0 and k % 2 else s for k, s in enumerate(index.samples)]
     leaky = data()
     leaky._index = index.with_samples(spoiled)
     assert any(s.split == "val" and s.label > 0 for s in leaky.index.samples)

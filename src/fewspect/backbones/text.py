@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewspect.backbones.clip import TextTower
 from fewspect.errors import UserError
 
 STOP = frozenset(
@@ -98,3 +99,49 @@ class Ngrams(TextEncoder):
             place = zlib.crc32(key.encode())
             vector[place % self.dim] += (1 if place >> 31 else -1) * count**0.5
         return vector
+
+
+TEMPLATES = (
+    "a photo of {}.",
+    "a close-up photo of {}.",
+    "a cropped photo of {}.",
+    "a grey-scale photo of {}.",
+    "a blurry photo of {}.",
+    "a close-up of a metal surface with {}.",
+    "a photo of a surface defect: {}.",
+)
+"""Sentences around a description whose directions are averaged."""
+
+
+class ClipText(TextEncoder):
+    """CLIP's text tower with an ensemble of sentences; comparable with the image tower of the same name.
+
+    Args:
+        name: As that of the image backbone, e.g. ``clip_vitb32``.
+        weights: See ``backbones.clip``; the same file as the image tower's.
+        sha256: Expected digest of the file, or the beginning of it.
+        templates: Sentences with one ``{}``; the paper's is ``a photo of a {}``.
+
+    Raises:
+        UserError: A sentence without a place, or weights that are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str = "clip_vitb32",
+        weights: str | None = None,
+        *,
+        sha256: str = "",
+        templates: Sequence[str] = TEMPLATES,
+    ) -> None:
+        if wrong := [t for t in templates if t.count("{}") != 1]:
+            raise UserError(
+                f"encoder.templates: '{wrong[0]}' has no place {{}}.", "Write e.g. 'a photo of {}'."
+            )
+        self.tower = TextTower(name, weights, sha256=sha256)
+        self.name, self.partner, self.templates = name, name, tuple(templates)
+
+    def encode(self, text: str) -> Tensor:
+        """Mean direction (D,) of the sentences."""
+        found = self.tower([t.replace("{}", text) for t in self.templates])
+        return F.normalize(found, dim=-1).mean(0)

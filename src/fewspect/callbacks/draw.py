@@ -128,14 +128,15 @@ def zoom_box(mask: np.ndarray, least: int = 48) -> tuple[slice, slice]:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all labels at a size in pixels."""
     return ImageFont.load_default(size)
 
 
 def _clip(text: str, width: int, size: int) -> str:
     """Cut a text in the middle until it fits ``width`` pixels."""
-    font, keep, short = _font(size), len(text), text
-    while font.getlength(short) > width and keep > 4:
+    letters, keep, short = font(size), len(text), text
+    while letters.getlength(short) > width and keep > 4:
         keep -= 1
         short = f"{text[: (keep + 1) // 2]}…{text[-(keep // 2) :]}"
     return short
@@ -159,9 +160,9 @@ def strip(tiles: Sequence[Tile], caption: str = "", stacked: bool = False) -> Im
     page = Image.new("RGB", (size[0] + 2 * GAP, size[1] + head + 2 * GAP), PAPER)
     pen, x, y = ImageDraw.Draw(page), GAP, GAP + head
     if caption:
-        pen.text((GAP, GAP), _clip(caption, size[0], 16), INK, font=_font(16))
+        pen.text((GAP, GAP), _clip(caption, size[0], 16), INK, font=font(16))
     for (label, tile), width, height in zip(tiles, widths, heights, strict=True):
-        pen.text((x, y), _clip(label, width, 14), (170, 170, 178), font=_font(14))
+        pen.text((x, y), _clip(label, width, 14), (170, 170, 178), font=font(14))
         page.paste(Image.fromarray(tile), (x, y + LABEL))
         x, y = (x, y + height + GAP) if stacked else (x + width + GAP, y)
     return page

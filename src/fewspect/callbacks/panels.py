@@ -4,7 +4,8 @@ A method without support that rebuilds its query shows the reconstruction in the
 anomaly maps are drawn on the scale that the method gives.
 
 Validation: one sheet of the first ``count`` episodes per epoch (the same ones each time). Test: the ``count``
-worst episodes, one file each, whose names sort the worst first, and a sheet. All goes to ``<run>/panels``
+worst episodes, one file each, whose names sort the worst first, and a sheet; of a classifier the most
+confident mistakes. All goes to ``<run>/panels``
 and to every logger that offers ``log_image``.
 """
 # ruff: noqa: ARG002 - the signatures are those of the hooks
@@ -17,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from fewspect.callbacks import draw
+from fewspect.callbacks.classes import Mistakes
 from fewspect.callbacks.files import safe_name, write_atomic
 from fewspect.types import Episode, Prediction
 
@@ -97,6 +99,7 @@ class Panels(Callback):
         self.every_n_epochs, self.count, self.folder = every_n_epochs, count, folder
         self._strips: list[Image.Image] = []
         self._worst: list[tuple[float, int, str, Image.Image]] = []  # heap: the best of the worst on top
+        self._mistakes = Mistakes(count)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a sheet."""
@@ -114,7 +117,8 @@ class Panels(Callback):
         due = self.every_n_epochs > 0 and trainer.current_epoch % self.every_n_epochs == 0
         if trainer.is_global_zero and due and not trainer.sanity_checking:
             room = max(0, self.count - len(self._strips))
-            self._strips += [panel(*pair) for pair in pairs(outputs)[:room]]
+            drawn = [pair for pair in pairs(outputs) if pair[1].logits is None]
+            self._strips += [panel(*pair) for pair in drawn[:room]]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sheet."""
@@ -133,6 +137,9 @@ class Panels(Callback):
     ) -> None:
         """Keep the panels of the worst episodes so far."""
         for episode, prediction in pairs(outputs):
+            if prediction.logits is not None:
+                self._mistakes.add(episode, prediction)
+                continue
             _, truth, valid, _, mask = query_arrays(episode, prediction)
             iou = agreement(mask & valid, truth & valid)
             rank = (-iou, -episode.index)
@@ -149,7 +156,9 @@ class Panels(Callback):
         if worst and trainer.is_global_zero:
             page = draw.sheet([entry[3] for entry in worst])
             self._publish(trainer, "panels/test", self._folder(trainer) / "test_failures.png", page)
-        self._worst = []
+        if (mistakes := self._mistakes.page()) is not None and trainer.is_global_zero:
+            self._publish(trainer, "panels/test", self._folder(trainer) / "test_mistakes.png", mistakes)
+        self._worst, self._mistakes = [], Mistakes(self.count)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.folder or Path(trainer.default_root_dir) / "panels")

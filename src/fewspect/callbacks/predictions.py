@@ -20,6 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fewspect.callbacks import draw
+from fewspect.callbacks.classes import answer_rows
 from fewspect.callbacks.files import Names, write_atomic
 from fewspect.callbacks.panels import pairs, write_png
 from fewspect.errors import UserError
@@ -27,7 +28,7 @@ from fewspect.types import Episode, Prediction
 
 COLUMNS: tuple[str, ...] = (
     "file", "class", "status", "reason", "score", "calibrated", "decision", "area_pixels", "area_fraction",
-    "components", "boxes", "map_low", "map_high", "seconds", "name",
+    "components", "boxes", "map_low", "map_high", "seconds", "name", "probability", "episode",
 )  # fmt: skip
 DEPTH = 65535
 TABLE = "predictions.csv"
@@ -170,6 +171,10 @@ class Predictions(Callback):
         each = (time.perf_counter() - self._began) / max(1, len(found))
         seconds = given.get("seconds") or [each] * len(found)
         for (episode, prediction), spent in zip(found, seconds, strict=True):
+            if prediction.logits is not None:
+                rows = answer_rows(episode, prediction)
+                self._add(row | {"seconds": round(float(spent) / len(rows), 6)} for row in rows)
+                continue
             self._add([self._one(episode, prediction) | {"seconds": round(float(spent), 4)}])
         self._add(failed_row(str(file), str(reason)) for file, reason in given.get("failed", ()))
 

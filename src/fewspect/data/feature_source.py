@@ -1,18 +1,33 @@
-"""Where the features of an experiment come from: two feature files."""
+"""Where the features of an experiment come from: two feature files, or the instances of a data set.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+A data set's instances are described by a frozen backbone. The pool of supports are those of ``train`` (and
+``val``, ``support``), asked are those of ``test`` (``query``). Where the tested classes are not in the pool,
+as in few-shot folds over classes, or where one side has no instance, half of the other side's groups become
+the pool.
+"""
 
-from fewspect.data import features
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fewspect.data import features, instances
+from fewspect.data.bank import Backbone, FeatureBank, ViewOptions
 from fewspect.data.feature_episodes import FeatureEpisodes, Task, make_task
 from fewspect.data.features import Token
+from fewspect.data.index import Index
+from fewspect.data.instances import Instance
+from fewspect.data.mask_source import MaskSource
 from fewspect.data.sampling import Rule
+from fewspect.data.splits import split_by_group
 from fewspect.errors import UserError
+
+POOL, ASKED = ("train", "val", "support"), ("test", "query")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureOptions:
-    """How episodes of features are made.
+    """How features are made, and episodes of them.
 
     Attributes:
         samplings: Episodes per product: so many draws of supports, all asked about every query.
@@ -20,49 +35,128 @@ class FeatureOptions:
             to 4).
         token: ``class``, ``patches``, ``both`` or ``all`` tokens of the store.
         unknown: Classes that are not supported: the right answer for them is "unknown".
+        cache: Folder of feature files; None = they are made anew every time.
+        views: Fields of ``bank.ViewOptions``.
+        components: Every connected region of a mask file is an instance of its own.
+        least: Components: regions with fewer pixels are left out.
+        query_masks: ``own``: as drawn; ``none``: queries come without a mask, from ``mask_from`` or not at
+            all.
+        mask_from: Run folder whose predictions are the masks of instances without one.
     """
 
     samplings: int = 30
     sampling: Rule = "drawn"
     token: Token = "class"
     unknown: Sequence[str] = ()
+    cache: str | None = "data/features"
+    views: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    components: bool = False
+    least: int = 10
+    query_masks: Literal["own", "none"] = "own"
+    mask_from: str | None = None
+    schema: ClassVar[dict[str, Any]] = {"views": ViewOptions}
 
 
 class FeatureSource:
-    """Tasks of feature files, read once.
+    """Tasks of feature files or of a data set, made once.
 
     Args:
-        files: Paths of the support's and the queries' file; None where they are not given.
+        files: Paths of the support's and the queries' file; None where they are not given. With the first
+            alone, all instances of the data set are asked about.
         options: See ``FeatureOptions``.
+        backbone: What describes the instances of a data set.
     """
 
-    def __init__(self, files: tuple[str | None, str | None], options: FeatureOptions) -> None:
-        self.files, self.options = files, options
+    def __init__(
+        self, files: tuple[str | None, str | None], options: FeatureOptions, backbone: Backbone | None = None
+    ) -> None:
+        self.files, self.options, self.backbone = files, options, backbone
         self._tasks: list[Task] = []
 
-    def tasks(self) -> list[Task]:
+    def tasks(self, index: Callable[[], Index]) -> list[Task]:
         """One task per product.
 
         Raises:
-            UserError: A file is missing, damaged, or does not belong to the other.
+            UserError: A file is missing, damaged, or does not belong to the other; there are no instances.
         """
         if not self._tasks:
-            support, query = self.files
-            if support is None or query is None:
-                raise UserError(
-                    "Features were asked for.", "Set data.support and data.query to feature files."
-                )
-            known, asked = features.read(support), features.read(query)
-            self._tasks = [make_task(known, asked, unknown=self.options.unknown, where=(support, query))]
+            self._tasks = self._made(index)
         return self._tasks
 
-    def episodes(self, part: str, shot: int | None, seed: int) -> FeatureEpisodes:
+    def episodes(self, part: str, index: Callable[[], Index], shot: int | None, seed: int) -> FeatureEpisodes:
         """Episodes of one part: for ``train`` and ``val`` the whole pool, asked about itself."""
-        tasks = self.tasks()
+        tasks, o = self.tasks(index), self.options
         if part in ("train", "val"):
             pools = [Task(t.support, t.support, t.support.label + 1) for t in tasks]
-            return FeatureEpisodes(pools, shot=None, token=self.options.token)
-        o = self.options
+            return FeatureEpisodes(pools, shot=None, token=o.token)
         return FeatureEpisodes(
             tasks, shot=shot, samplings=o.samplings, rule=o.sampling, token=o.token, seed=seed
         )
+
+    def _made(self, index: Callable[[], Index]) -> list[Task]:
+        support, query = self.files
+        unknown = self.options.unknown
+        if support is not None and query is not None:
+            known, asked = features.read(support), features.read(query)
+            return [make_task(known, asked, unknown=unknown, where=(support, query))]
+        table = index()
+        if support is not None:
+            known, every = features.read(support), self._instances(table, sorted(table.splits))
+            asked = self._bank().get(self._undrawn(every), known.classes, known.product)
+            return [make_task(known, asked, unknown=unknown, where=(support, "the data set"))]
+        return [self._task(part) for part in _by_product(table)]
+
+    def _task(self, index: Index) -> Task:
+        """Pool and queries of one product."""
+        pool, asked = self._sides(index)
+        names = {i.cls for i in (*pool, *asked)}
+        classes = [c for c in index.classes if c in names]
+        product, bank = index.products[0], self._bank(any(i.regions for i in (*pool, *asked)))
+        where = (f"The support of {product}", f"the queries of {product}")
+        known, queries = (bank.get(part, classes, product) for part in (pool, self._undrawn(asked)))
+        supported = [c for c in classes if any(i.cls == c for i in pool)]
+        return make_task(known.only(supported), queries, unknown=self.options.unknown, where=where)
+
+    def _sides(self, index: Index) -> tuple[list[Instance], list[Instance]]:
+        pool, asked = (self._instances(index, splits) for splits in (POOL, ASKED))
+        if pool and asked and {i.cls for i in pool} & {i.cls for i in asked if i.cls}:
+            return pool, asked
+        chosen = ASKED if asked else POOL  # nothing in common: one side plays both
+        part = split_by_group(index.with_samples(s for s in index.samples if s.split in chosen))
+        return self._instances(part, ["train"]), self._instances(part, ["test"])
+
+    def _instances(self, index: Index, splits: Sequence[str]) -> list[Instance]:
+        o = self.options
+        return [
+            i
+            for split in splits
+            for i in instances.find(index, split, components=o.components, least=o.least)
+        ]
+
+    def _undrawn(self, asked: list[Instance]) -> list[Instance]:
+        """Queries without their masks where that is asked for."""
+        if self.options.query_masks == "own":
+            return asked
+        return [replace(i, regions=(), component=0) for i in asked]
+
+    def _bank(self, drawn: bool = True) -> FeatureBank:
+        o = self.options
+        if self.backbone is None:
+            raise UserError(
+                "Features of images were asked for, but there is no backbone to make them.",
+                "Set data.backbone, or data.support and data.query to feature files.",
+            )
+        masks = None if o.mask_from is None else MaskSource(o.mask_from)
+        folder = None if o.cache is None else Path(o.cache)
+        return FeatureBank(
+            self.backbone, ViewOptions(**o.views), folder, masks, drawn=drawn or masks is not None
+        )
+
+
+def _by_product(index: Index) -> list[Index]:
+    """One index per product that has anything but good images."""
+    found = [index.filter(product=p) for p in index.products]
+    found = [part for part in found if any(s.label != 0 for s in part.samples)]
+    if not found:
+        raise UserError("There is no defective image to tell apart.", "Run mode=check to see the data set.")
+    return found

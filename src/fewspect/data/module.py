@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from fewspect.data import classic
+from fewspect.data.bank import Backbone
 from fewspect.data.crops import Change, Cropper
 from fewspect.data.entries import EntryTable, class_entries, normal_entries
 from fewspect.data.episodes import EpisodeDataset, Recipe
@@ -44,7 +45,8 @@ class DataModule(pl.LightningDataModule):
     anomaly detection: good supports, every image is asked.
     ``protocol=plain``: good images to learn from and every image to ask about, for unsupervised detectors;
     the options about supports and crops have no effect.
-    ``protocol=features``: few-shot classification of cached features, from two feature files.
+    ``protocol=features``: few-shot classification of features, from two feature files or of the instances of
+    the data set, which ``backbone`` sees in several views.
     ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
     texts; ``shot=0`` leaves the texts alone.
 
@@ -59,10 +61,10 @@ class DataModule(pl.LightningDataModule):
         support: ``features``: file of the labelled features, see ``data.features``.
         query: ``features``: file of the features to ask about. Otherwise the number of query images per
             training episode.
+        backbone: ``features`` and ``ways`` from a data set: the frozen network that describes its images.
         features: ``features``: fields of ``FeatureOptions``.
         ways: ``ways``: fields of ``WayOptions``.
         text: ``ways``: class descriptions (JSON) or text features (safetensors); None = class names.
-        backbone: ``ways``: encodes images.
         encoder: ``ways``: encodes texts.
         side: Side of the network input in pixels.
         zoom: ``plain``: side to which a training image is brought before a square of ``side`` is cut out of
@@ -105,11 +107,11 @@ class DataModule(pl.LightningDataModule):
         category: str | Sequence[str] | None = None,
         object: str | Sequence[str] | None = None,
         support: str | None = None,
+        backbone: Backbone | None = None,
         features: Mapping[str, Any] | None = None,
         ways: Mapping[str, Any] | None = None,
         text: str | None = None,
-        backbone: Any = None,  # noqa: ANN401 - the contract's type is not known to data
-        encoder: Any = None,  # noqa: ANN401
+        encoder: Any = None,  # noqa: ANN401 - a text encoder; only bank.py may know backbones
         side: int = 128,
         zoom: int | None = None,
         crop_size: int | None = None,
@@ -140,7 +142,7 @@ class DataModule(pl.LightningDataModule):
         self._refuse(normal_shot)
         self._read = reading(reader, root=root, fold=fold, category=category or object)
         files = (support, query if isinstance(query, str) else None)
-        self.source = FeatureSource(files, FeatureOptions(**(features or {})))
+        self.source = FeatureSource(files, FeatureOptions(**(features or {})), backbone)
         self.ways = WaySource(
             lambda: self.index,
             files,
@@ -184,7 +186,7 @@ class DataModule(pl.LightningDataModule):
     def info(self) -> DataInfo:
         """What a method may know."""
         if self.protocol == "features":
-            pools = [task.support for task in self.source.tasks()]
+            pools = [task.support for task in self.source.tasks(lambda: self.index)]
             names = tuple(dict.fromkeys(name for pool in pools for name in pool.classes))
             products = tuple(pool.product for pool in pools)
             return DataInfo(names, products, frozenset({"classify"}), False, self.cropper.side, self.protocol)
@@ -201,7 +203,7 @@ class DataModule(pl.LightningDataModule):
         if self.protocol == "ways":
             _ = self.ways.pool
         else:
-            _ = self.source.tasks() if self.protocol == "features" else self.index
+            _ = self.source.tasks(lambda: self.index) if self.protocol == "features" else self.index
 
     def dataset(self, part: Part) -> Datasets:
         """The episodes of one part; made once."""
@@ -280,7 +282,7 @@ class DataModule(pl.LightningDataModule):
         }
 
     def _make_features(self, part: Part) -> FeatureEpisodes:
-        return self.source.episodes(part, self.shot, self.seed)
+        return self.source.episodes(part, lambda: self.index, self.shot, self.seed)
 
     def _make(self, part: Part) -> EpisodeDataset:
         split, support = _splits(self.index, part)

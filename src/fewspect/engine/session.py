@@ -12,8 +12,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
+from fewspect.callbacks.classes import confusion
+from fewspect.callbacks.files import safe_name
 from fewspect.callbacks.nan_guard import NanGuard
-from fewspect.callbacks.panels import Panels
+from fewspect.callbacks.panels import Panels, write_png
 from fewspect.callbacks.predictions import Predictions
 from fewspect.callbacks.record import FILE, Record, read_record, write_record
 from fewspect.data.module import DataModule
@@ -21,7 +23,7 @@ from fewspect.engine import build, checkpoints, loggers, tables
 from fewspect.engine.front import Stopped
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
-from fewspect.metrics.suites import LOWER_IS_BETTER
+from fewspect.metrics.suites import LOWER_IS_BETTER, Suite
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,7 @@ def report(session: Session) -> float | None:
         if suite is not None and reached:
             totals = {k.removeprefix("test/"): v for k, v in reached.items()}
             tables.save(suite.table(), session.folder)
+            _keep_classes(suite, session.folder)
             tables.show(suite.printed(), totals, suite.notes(), "test")
         tables.farewell(session.folder)
     objective = session.record.record.get("objective", {}).get("value")
@@ -135,6 +138,16 @@ def report(session: Session) -> float | None:
         if objective is not None
         else reached.get(f"test/{session.tree['objective'].rpartition('/')[2]}")
     )
+
+
+def _keep_classes(suite: Suite, folder: Path) -> None:
+    """What a classifier's test leaves beside the table: a row per episode, and confusion pictures."""
+    if episodes := suite.episodes():
+        tables.save(episodes, folder, tables.EPISODES)
+    for product, (names, matrix) in suite.matrices().items():
+        if names:
+            path = folder / "panels" / f"confusion_{safe_name(product)}.png"
+            write_png(confusion(names, matrix, f"{product}, all episodes"), path)
 
 
 def direction_of(objective: str) -> Literal["max", "min"]:

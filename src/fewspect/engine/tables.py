@@ -14,7 +14,7 @@ COUNTS = ("classes", "episodes", "episodes_empty", "episodes_ignored")
 MOST = 40
 """Rows of a further table (say, of defect types) from which on it is left to the file."""
 
-FILE = "results.csv"
+FILE, EPISODES = "results.csv", "episodes.csv"
 
 Row = Mapping[str, str | int | float]
 
@@ -67,15 +67,15 @@ def show(
         console.print(f"note: {note}", highlight=False)
 
 
-def save(rows: Sequence[Row], folder: Path) -> None:
-    """Write every row with all its columns to ``results.csv``."""
+def save(rows: Sequence[Row], folder: Path, name: str = FILE) -> None:
+    """Write every row with all its columns to ``results.csv`` (or another name)."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    part = folder / f"{FILE}.part"
+    part = folder / f"{name}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(folder / FILE)
+    part.replace(folder / name)
 
 
 def farewell(folder: Path) -> None:
