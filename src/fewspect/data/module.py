@@ -21,11 +21,10 @@ from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
 from fewspect.data.plain import PlainDataset, good
 from fewspect.data.sharding import ResumableSampler, ShardSampler
-from fewspect.data.splits import group_of
+from fewspect.data.splits import asked_and_support, with_val
 from fewspect.data.transforms import Augment
 from fewspect.data.way_source import WayDatasets, WaySource
 from fewspect.data.ways import WayOptions
-from fewspect.draws import key
 from fewspect.errors import UserError
 from fewspect.types import DataInfo, Episode, Sample
 
@@ -33,9 +32,6 @@ log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test", "predict"]
 Datasets = EpisodeDataset | PlainDataset | FeatureEpisodes | WayDatasets
-
-VAL_SHARE = 0.2
-"""Share of the training groups that is held back where the reader makes no ``val`` split."""
 
 
 class DataModule(pl.LightningDataModule):
@@ -285,7 +281,7 @@ class DataModule(pl.LightningDataModule):
         return self.source.episodes(part, lambda: self.index, self.shot, self.seed)
 
     def _make(self, part: Part) -> EpisodeDataset:
-        split, support = _splits(self.index, part)
+        split, support = asked_and_support(self.index, part)
         if part == "val" and not self._table("val", "val").entries:
             log.warning("No validation episode can be made: the training images validate.")
             split = support = "train"
@@ -327,7 +323,7 @@ class DataModule(pl.LightningDataModule):
 
         A folder of images without splits, say of new parts, is asked about as a whole.
         """
-        split = _splits(self.index, part)[0]
+        split = asked_and_support(self.index, part)[0]
         every = self.index.samples
         chosen = [s for s in every if s.split == split or (part == "test" and s.label > 0)]
         if part == "predict" and not chosen:
@@ -390,25 +386,6 @@ def _augmentation(protocol: str, augment: bool | str) -> Change | None:
     if protocol == "episodic":
         return Augment()
     return classic.preset("upright" if augment is True else augment)
-
-
-def with_val(index: Index, seed: int = 0, share: float = VAL_SHARE) -> Index:
-    """Move about ``share`` of the training groups to a ``val`` split, by hash: the same for every run."""
-    limit = share * 2**63
-    samples = [
-        replace(s, split="val") if s.split == "train" and key(seed, f"val/{group_of(s)}") < limit else s
-        for s in index.samples
-    ]
-    return index.with_samples(samples)
-
-
-def _splits(index: Index, part: Part) -> tuple[str, str]:
-    """(query split, support split) of a part; ``query`` and ``support`` where a data set has them."""
-    present = index.splits
-    asked = "query" if part == "predict" and "query" in present else "test" if part == "predict" else part
-    if asked == "test" and "test" not in present and "query" in present:
-        asked = "query"
-    return asked, "support" if asked == "query" and "support" in present else asked
 
 
 def _capped(workers: int) -> int:
