@@ -39,15 +39,18 @@ SMALL = {"g_hidden": 512, "d_hidden": 512, "embed": 256, "batch": 256}
 """Sizes of the trained generator that a CPU trains in minutes."""
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ridge, graph": ("both", {"generator": "ridge"}),
-    "ridge, no graph (PT-MAP)": ("both", {"generator": "ridge", **PTMAP}),
-    "ridge, nearest class mean": ("both", {"generator": "ridge", "recogniser": "nearest"}),
-    "ridge, LaplacianShot": ("both", {"generator": "ridge", "recogniser": "laplacian"}),
-    "ridge, TIM": ("both", {"generator": "ridge", "recogniser": "tim"}),
-    "trained generator (h), graph": ("both", {"generator": "gan"}),
-    "trained generator (h), no graph": ("both", {"generator": "gan", **PTMAP}),
-    "trained generator (h), nearest class mean": ("both", {"generator": "gan", "recogniser": "nearest"}),
-    "real only, graph": ("few", {"generator": "none"}),
+    "ridge, graph": ("both", {"generator": "ridge", "samples": 6}),
+    "ridge, no graph (PT-MAP)": ("both", {"generator": "ridge", "samples": 6, **PTMAP}),
+    "ridge, nearest class mean": ("both", {"generator": "ridge", "samples": 6, "recogniser": "nearest"}),
+    "ridge, LaplacianShot": ("both", {"generator": "ridge", "samples": 6, "recogniser": "laplacian"}),
+    "ridge, TIM": ("both", {"generator": "ridge", "samples": 6, "recogniser": "tim"}),
+    "trained generator (h), graph": ("both", {"generator": "gan", "samples": 6}),
+    "trained generator (h), no graph": ("both", {"generator": "gan", "samples": 6, **PTMAP}),
+    "trained generator (h), nearest class mean": (
+        "both",
+        {"generator": "gan", "samples": 6, "recogniser": "nearest"},
+    ),
+    "real only, graph (4, 2, 0.75)": ("few", {"generator": "none"}),
     "real only, graph as in the README (10, 9, 0.4)": ("few", {"generator": "none", **README}),
     "real only, graph as coded (4, 1, 0.75)": ("few", {"generator": "none", **CODED}),
     "real only, no graph (PT-MAP)": ("few", {"generator": "none", **PTMAP}),

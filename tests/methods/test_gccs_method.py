@@ -35,8 +35,10 @@ def logits(predictions):
 # -- the contract --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("samples", [None, 6])
 @pytest.mark.parametrize("shot", [0, 1, 5])
-def test_one_support_and_many_say_the_same(ridge, shot):
+def test_one_support_and_many_say_the_same(shot, samples):
+    ridge = fitted(samples=samples)
     episodes = unseen_episodes(toy(), shot=shot, runs=4)
     for e, together in zip(episodes, ridge.answers(episodes), strict=True):
         (alone,) = ridge.answers([e])
@@ -79,7 +81,7 @@ def test_synthetic_samples_are_a_function_of_seed_and_text(ridge):
 @pytest.mark.parametrize("recogniser", ["centres", "nearest", "laplacian", "tim"])
 @pytest.mark.parametrize("shot", [0, 1])
 def test_every_recogniser_beats_chance(ridge, recogniser, shot):
-    method = fitted(recogniser=recogniser)
+    method = fitted(recogniser=recogniser, samples=6)
     episodes = unseen_episodes(toy(), shot=shot, runs=30)
     assert percent(accuracies(method.answers(episodes), episodes)) > 50
 
@@ -88,8 +90,9 @@ def test_presets_differ_and_are_named():
     assert Gccs(preset="gtnet").fit_kind == "none"
     assert Gccs(preset="paper").fit_kind == "gradient"
     assert Gccs().fit_kind == "single_pass"
-    assert Gccs(preset="paper").graphs[0] == Graph(k=10, kappa=9, self_weight=0.4, cross_k=0)
-    assert [g.k for g in Gccs(preset="gtnet").graphs] == [10, 4]
+    assert Gccs(preset="paper").graphs[False, False] == Graph(k=10, kappa=9, self_weight=0.4, cross_k=0)
+    assert [Gccs(preset="gtnet").graphs[many, True].k for many in (False, True)] == [10, 4]
+    assert [Gccs().graphs[False, alone].cross_k for alone in (False, True)] == [4, 0]
     with pytest.raises(UserError, match="preset=x"):
         Gccs(preset="x")
 
@@ -237,7 +240,8 @@ def test_fault_5_no_file_hides_what_it_imports():
         assert f"\nimport {path.stem}\n" not in text
 
 
-def test_fault_9_the_filter_sees_its_own_episode_only(ridge):
+def test_fault_9_the_filter_sees_its_own_episode_only():
+    ridge = fitted(samples=6)
     episodes = unseen_episodes(toy(), shot=1, runs=6)
     alone = ridge.answers(episodes[:1])[0].logits
     others = ridge.answers([episodes[0], *episodes[3:]])[0].logits
@@ -266,8 +270,10 @@ def test_fault_10_unequal_classes_need_no_balanced_transport():
     assert means["softmax"] == pytest.approx(91.3, abs=2.5)
 
 
-def test_fault_14_synthetic_samples_do_not_drown_a_real_shot(ridge):
-    state = ridge._supports().state(batched(unseen_episodes(toy(), shot=1, runs=1)[0].support), [0])
+def test_fault_14_synthetic_samples_do_not_drown_a_real_shot():
+    state = (
+        fitted(samples=6)._supports().state(batched(unseen_episodes(toy(), shot=1, runs=1)[0].support), [0])
+    )
     made, real = state.weight[0, :-5], state.weight[0, -5:]
     assert (real == 1).all()
     for k in range(5):

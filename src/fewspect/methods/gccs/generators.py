@@ -56,6 +56,11 @@ class Generator(nn.Module):
         """Whether it can make samples."""
         return bool(dict(self.named_buffers(recurse=False)))
 
+    def origin_or(self, seed: int) -> int:
+        """Seed of the run that learned, so that its checkpoint makes the same samples anywhere."""
+        kept = dict(self.named_buffers(recurse=False)).get("origin")
+        return seed if kept is None else int(kept)
+
     @abstractmethod
     def learn(self, feature: Tensor, label: Tensor, text: Tensor) -> None:
         """Learn in closed form.

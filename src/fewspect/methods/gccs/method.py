@@ -35,7 +35,7 @@ from fewspect.methods.gccs.generators import (
     TextVector,
     require_one_space,
 )
-from fewspect.methods.gccs.presets import MANY, Preset, Source, chosen
+from fewspect.methods.gccs.presets import MANY, Preset, Source, chosen, graphs
 from fewspect.methods.gccs.supports import GccsState, Supports, known
 from fewspect.methods.gccs.training import Contrast
 from fewspect.metrics.generalised import generalised
@@ -84,6 +84,7 @@ class Gccs(Classifier):
         UserError: A preset or value that does not exist.
     """
 
+    fit_kind = "single_pass"  # of the default; other generators set their own
     protocols = ("ways", "features")
     schema: ClassVar[dict[str, Any]] = {
         "graph": Graph,
@@ -117,9 +118,7 @@ class Gccs(Classifier):
         self.automatic_optimization = False
         self.preset, self.settings = preset, settings
         self.recogniser, self.text_weight, self.chunk_mb = recogniser, text_weight, chunk_mb
-        self.graphs = tuple(
-            Graph(**{**settings.graph, **more, **(graph or {})}) for more in ({}, settings.graph_many)
-        )
+        self.graphs = graphs(settings, graph or {})
         plan = Transport(**{**settings.transport, **(transport or {})})
         self.centres = Centres(**{**settings.centres, **(centres or {})}, transport=plan)
         self.contrast = Contrast(**{**settings.contrast, **(contrast or {})})
@@ -169,13 +168,14 @@ class Gccs(Classifier):
         if not len(feature):
             raise UserError(
                 "No class is left to learn from: how texts look is learned from other classes.",
-                "Test fewer classes (data.ways.test), use mode=test run=<folder>, or CLIP for both.",
+                "Test fewer classes (data.ways.test), use run=<folder>, CLIP for both, or method.generator=none.",
             )
         if text is None:
             raise UserError("The classes have no texts.", "Set data.text, or method.generator=none.")
         finite(feature)
         if not self.generator.known or self.fit_kind == "single_pass":
             self.generator.learn(feature, label, text)
+            self.generator.keep(origin=torch.tensor(self.seed))
         return feature, label, text
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> dict[str, Tensor] | None:
@@ -235,7 +235,8 @@ class Gccs(Classifier):
 
     def _supports(self) -> Supports:
         generator = None if self.recogniser == "text" else self.generator
-        return Supports(generator, self.settings, self.graphs, self.centres, self.seed)
+        seed = self.seed if generator is None else generator.origin_or(self.seed)
+        return Supports(generator, self.settings, self.graphs, self.centres, seed)
 
     def predict(self, images: Tensor, state: GccsState) -> Prediction:
         """Answer queries (Q, V, D) or (E, Q, V, D).
@@ -261,7 +262,7 @@ class Gccs(Classifier):
 
     def _solve(self, state: GccsState, asked: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Plan (E, Q, K), share of the unknown (E, Q) or None, contact (E,)."""
-        graph = self.graphs[state.shots >= MANY]
+        graph = self.graphs[state.shots >= MANY, state.all_real]
         evidence = None
         if self.recogniser == "text" or self.text_weight:
             evidence = _by_text(asked, state.text)

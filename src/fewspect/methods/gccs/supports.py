@@ -3,6 +3,7 @@
 Letters: E episodes, S real supports, K classes, T text width, D width, M supports of both kinds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ class GccsState:
         classes: K.
         shots: Real supports per class, rounded down.
         text: (E, K, T) or None.
+        all_real: No support is synthetic.
     """
 
     feature: Tensor
@@ -38,6 +40,7 @@ class GccsState:
     classes: int
     shots: int
     text: Tensor | None
+    all_real: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,14 @@ class Supports:
     Attributes:
         generator: Makes synthetic ones; None = there are none.
         settings: See ``presets``.
-        graphs: For few and for many real supports.
+        graphs: See ``presets.graphs``.
         centres: For the filter.
         seed: Of the samples and of their choice.
     """
 
     generator: Generator | None
     settings: Settings
-    graphs: tuple[Graph, ...]
+    graphs: Mapping[tuple[bool, bool], Graph]
     centres: Centres
     seed: int
 
@@ -66,8 +69,9 @@ class Supports:
         counts = F.one_hot(label, classes).sum(1) if label.shape[1] else label.new_zeros(len(label), classes)
         shots = int(counts.amin()) if counts.numel() else 0
         weight = torch.ones_like(label, dtype=torch.float32)
-        if self.generator is None:
-            return GccsState(feature, label, weight, classes, shots, text)
+        enough = not self.settings.samples_few and bool((counts > 0).all()) and bool(counts.numel())
+        if self.generator is None or enough:
+            return GccsState(feature, label, weight, classes, shots, text, all_real=True)
         if text is None:
             raise UserError("The classes have no texts.", "Set data.text, or method.generator=none.")
         made = self._synthetic(text, index)  # (E, K, pool, D)
@@ -84,6 +88,7 @@ class Supports:
             classes,
             shots,
             text,
+            all_real=number == 0,
         )
 
     def _synthetic(self, text: Tensor, index: list[int]) -> Tensor:
@@ -116,9 +121,9 @@ class Supports:
         that get synthetic ones.
         """
         s, has = self.settings, counts > 0  # (E, K)
-        few = bool(has.any())
+        few = bool(has.all())
         number = s.samples_few if few else s.samples
-        if few and bool(has.all()) and s.filter != "none" and number and counts.amin() == counts.amax():
+        if few and s.filter != "none" and number and counts.amin() == counts.amax():
             shares = self._shares(made, feature, label, int(counts[0, 0]))
             kept = filtering.keep(shares, s.filter, number)
         else:
@@ -135,7 +140,7 @@ class Supports:
         order = torch.argsort(label, dim=1, stable=True)[..., None].expand(-1, -1, feature.shape[-1])
         real = feature.gather(1, order).unflatten(1, (made.shape[1], shot))  # (E, K, shot, D)
         parts = [self.generator.embed(x) for x in (made, real)]
-        return filtering.plan(parts[0], parts[1], self.graphs[shot >= MANY], self.centres)
+        return filtering.plan(parts[0], parts[1], self.graphs[shot >= MANY, False], self.centres)
 
 
 def known(tensor: Tensor | None) -> Tensor:
