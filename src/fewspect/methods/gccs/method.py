@@ -168,7 +168,7 @@ class Gccs(Classifier):
         if not len(feature):
             raise UserError(
                 "No class is left to learn from: how texts look is learned from other classes.",
-                "Test fewer classes (data.ways.test), use run=<folder>, CLIP for both, or method.generator=none.",
+                "Test fewer classes (data.ways.test), use CLIP for both, or method.generator=none.",
             )
         if text is None:
             raise UserError("The classes have no texts.", "Set data.text, or method.generator=none.")
