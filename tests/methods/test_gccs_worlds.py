@@ -1,6 +1,7 @@
 """What GCCS reaches where it is known what should be reached (specification gccs, 8.2)."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from gccs_worlds import accuracies, digit_episodes, percent, seen_episode, toy, unseen_episodes
@@ -10,6 +11,7 @@ from fewspect.methods.gccs import filtering
 from fewspect.methods.gccs.method import Gccs
 from fewspect.nn.centres import Centres, recognise
 from fewspect.nn.graph import Graph
+from fewspect.nn.transport import Transport
 
 COARSE, SMOOTH, MIDDLE = (
     Graph(k=k, kappa=p, self_weight=w, cross_k=0) for k, p, w in ((4, 1, 0.75), (10, 9, 0.4), (4, 2, 0.75))
@@ -112,3 +114,20 @@ def test_zero_shot_with_a_trained_generator(trained, kind, expected):
     episodes = unseen_episodes(toy())
     assert percent(accuracies(method.answers(episodes), episodes)) == pytest.approx(expected, abs=6)
     assert torch.isfinite(torch.cat([p.logits for p in method.answers(episodes[:3])])).all()
+
+
+@pytest.mark.parametrize(("shot", "expected"), [(1, 0.864), (5, 0.944)])
+def test_the_dustbin_finds_unknown_digits(shot, expected):
+    """Specification 8.4: digits, five known classes and two unknown ones."""
+    from sklearn.metrics import roc_auc_score
+
+    x, _ = digit_episodes(shot, 100, ways=7)
+    way = torch.arange(x.shape[1]) % 7
+    slot = torch.arange(x.shape[1]) // 7
+    kept = (slot >= shot) | (way < 5)
+    labels = way[kept & (slot < shot)].expand(100, -1)
+    plan = Centres(transport=Transport(allocation="dustbin"))
+    found = recognise(x[:, kept], labels, 5, Graph(k=4, kappa=1, cross_k=0), plan)
+    known = (way[slot >= shot] < 5).numpy()
+    areas = [roc_auc_score(known, 1 - row.numpy()) for row in found.unknown]
+    assert np.mean(areas) == pytest.approx(expected, abs=0.03)

@@ -87,11 +87,12 @@ def assign(
             return logits.softmax(-1), None
         queries, classes = scores.shape[1:]
         mass = scores.new_full((len(scores), classes), 1 / classes) if share is None else share.to(scores)
-        kernel = (scores - scores.amax(-1, keepdim=True)).exp()  # the row's factor is absorbed by u
         if options.allocation == "dustbin":
             # any constant will do: a factor on a column is absorbed by v, only its mass matters
-            kernel = torch.cat([kernel, torch.ones_like(kernel[..., :1])], -1)
+            constant = scores.mean((1, 2), keepdim=True).expand(-1, queries, 1)
+            scores = torch.cat([scores, constant], -1)
             mass = torch.cat([mass * (1 - options.rho), torch.full_like(mass[:, :1], options.rho)], -1)
+        kernel = (scores - scores.amax(-1, keepdim=True)).exp()  # the row's factor is absorbed by u
         exponent = options.tau / (options.tau + 1) if options.allocation == "kl" else 1.0
         return sinkhorn(
             kernel,
