@@ -173,11 +173,10 @@ class Panels(Callback):
 
 
 def pairs(outputs: object) -> list[tuple[Episode, Prediction]]:
-    """Read (episode, prediction) pairs from what a step returned; episodes without pixels show nothing."""
+    """Read (episode, prediction) pairs from what a step returned."""
     if not isinstance(outputs, dict):
         return []
-    both = zip(outputs.get("episodes", ()), outputs.get("predictions", ()), strict=True)
-    return [pair for pair in both if pair[0].query_image.numel()]
+    return list(zip(outputs.get("episodes", ()), outputs.get("predictions", ()), strict=True))
 
 
 def write_png(image: Image.Image, path: Path) -> None:

@@ -258,8 +258,8 @@ def _episode(
         support_mask=torch.zeros(0, 0, 0, dtype=torch.uint8),
         support_label=support[1] + 1,  # (S,)
         support_count=torch.ones(len(support[1])),
-        query_image=nothing,
-        query_mask=torch.zeros(0, 0, 0, dtype=torch.uint8),
+        query_image=torch.zeros(len(query[1]), 3, 0, 0, dtype=torch.uint8),
+        query_mask=torch.zeros(len(query[1]), 0, 0, dtype=torch.uint8),
         query_label=query[1] + 1,  # (Q,)
         classes=tuple(classes),
         product=PRODUCT,
