@@ -229,7 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--out", type=Path, default=Path("logs/surfaces.jsonl"), help="finished rows")
     parser.add_argument("--runs", type=int, default=600, help="episodes per cell")
-    parser.add_argument("--steps", type=int, default=1000, help="of the trained generator")
+    parser.add_argument("--steps", type=int, default=400, help="of the trained generator")
     parser.add_argument("--closed", action="store_true", help="without the trained generator")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

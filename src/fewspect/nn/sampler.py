@@ -124,11 +124,10 @@ def indexed(
         classes[run] = source.permutation(len(sizes))[:ways]
         for way, k in enumerate(classes[run]):
             order = source.permutation(int(sizes[k]))
-            asked, shown = order[:query], order[::-1]
-            if groups is not None:
-                shown = shown[~np.isin(groups[k][shown], groups[k][asked])]
+            if groups is None:
+                asked, shown = order[:query], order[query:][::-1]
             else:
-                shown = shown[: len(order) - query]
+                asked, shown = _apart(order, groups[k], query)
             if len(shown) < shot:
                 name = names[k] if names else k
                 raise UserError(
@@ -138,6 +137,17 @@ def indexed(
             real[run, way] = np.concatenate([shown[:shot], asked])
         made[run] = np.stack([source.permutation(pool)[:synthetic] for _ in range(ways)])
     return Runs(classes, real, made)
+
+
+def _apart(order: np.ndarray, group: np.ndarray, query: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries that fill one group after the other, and all samples of the other groups.
+
+    Queries from everywhere would leave a class of few groups without a support.
+    """
+    first = {name: place for place, name in reversed(list(enumerate(group[order])))}
+    rank = np.array([first[name] for name in group[order]])
+    asked = order[np.argsort(rank, kind="stable")][:query]
+    return asked, order[~np.isin(group[order], group[asked])][::-1]
 
 
 def check(sizes: Sequence[int], ways: int, shot: int, query: int, names: Sequence[str] = ()) -> None:
