@@ -41,6 +41,13 @@ def test_parts_share_no_class(tmp_path):
     assert len(parts.val) == 2
 
 
+def test_validation_is_zero_shot(tmp_path):
+    data = source(tmp_path, options=WayOptions(way=2, query=5, val=0.3))
+    episode = data.dataset("val", 5)[0]
+    assert len(episode.support_label) == 0
+    assert set(episode.classes) <= set(data.parts.val)
+
+
 def test_what_is_tested_was_not_trained_on(tmp_path):
     data = source(tmp_path, options=WayOptions(way=3, query=5, runs=20))
     seen = data.dataset("train", 1)[0]

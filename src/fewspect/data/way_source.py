@@ -113,7 +113,7 @@ class WaySource:
         return parts
 
     def dataset(self, part: str, shot: int | None, *, length: int | None = None) -> WayDatasets:
-        """Training or evaluation items of a part.
+        """Training or evaluation items of a part; validation is zero-shot, since it selects a generator.
 
         Args:
             part: ``train``, ``val``, ``test`` or ``predict``.
@@ -129,7 +129,7 @@ class WaySource:
         if part == "val":
             own = self.parts.val or self.parts.seen or self.parts.test
             o = replace(o, way=min(o.way or len(own), len(own)), unknown=0, imbalance=None)
-            return WayEpisodes(self.pool.only(own), "val", o, shot=shot or 0, runs=o.val_runs, seed=self.seed)
+            return WayEpisodes(self.pool.only(own), "val", o, shot=0, runs=o.val_runs, seed=self.seed)
         if o.generalised:
             return self._everything(o, shot)
         pool = self.pool.only(self.parts.test)
