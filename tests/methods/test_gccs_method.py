@@ -119,7 +119,7 @@ def test_what_is_missing_is_told():
         fitted(generator="text")
     bare = unseen_episodes(world, shot=1, runs=1)[0]
     with pytest.raises(UserError, match="no texts"):
-        fitted().answers([replace_text(bare)])
+        fitted(samples=6).answers([replace_text(bare)])
     with pytest.raises(UserError, match="not a finite number"):
         Gccs().observe([seen_episode(world, world.feature[:40].flatten(0, 1) * torch.nan)])
     with pytest.raises(UserError, match="does not work with"):
