@@ -194,7 +194,8 @@ class WayEpisodes(Dataset[Episode]):
         """Queries that are drawn per class: with imbalance, so many as the largest class may take."""
         if self.options.imbalance is None:
             return self.options.query
-        least = min(len(m) for m in self._members) - self.shot
+        size = min(len(m) for m in self._members)
+        least = size // 2 if any(self.pool.groups) else size - self.shot  # groups must be left for supports
         return max(self.options.query, min(least, self.options.query * self.way))
 
     def _sizes(self, run: int) -> np.ndarray:
