@@ -243,16 +243,16 @@ class Gccs(Classifier):
 
         Returns:
             ``logits``: logarithms of the plan; ``score`` (Q,) how sure it is that the query belongs to any of
-            the classes; ``extra``: ``contact``, and ``label`` with a dustbin.
+            the classes; ``extra``: ``contact`` and number of ``synthetic`` supports per class of the episode,
+            and ``label`` with a dustbin.
         """
         alone = images.ndim == 3
         asked = (images[None] if alone else images).float().mean(-2)  # (E, Q, D)
         asked = asked.expand(len(state.feature), -1, -1)
-        made = float((state.weight > 0).sum(1).float().mean()) / state.classes - state.shots
-        self._asked = (made, asked.shape[1] / state.classes)
         plan, unknown, contact = self._solve(state, asked)
-        self._contact.append(contact.cpu())
-        extra = {"contact": contact[:, None].expand(-1, plan.shape[1])}
+        made = (state.weight > 0).sum(1) / state.classes - state.shots  # (E,)
+        facts = {"contact": contact, "synthetic": made}
+        extra = {k: v[:, None].expand(-1, plan.shape[1]) for k, v in facts.items()}
         score = plan.amax(-1)
         if unknown is not None:
             label = torch.where(unknown > score, -1, plan.argmax(-1) + 1)
@@ -309,6 +309,9 @@ class Gccs(Classifier):
         """Beside the metrics: seen against unseen classes, where only some have real supports."""
         outputs = super()._measure(batch, split)
         for episode, prediction in zip(batch, outputs["predictions"], strict=True):
+            self._contact.append(prediction.extra["contact"][:1].cpu())
+            asked = len(episode.query_label) / len(episode.classes)
+            self._asked = (float(prediction.extra["synthetic"][0]), asked)
             seen = torch.zeros(len(episode.classes), dtype=torch.bool)
             seen[episode.support_label.cpu() - 1] = True
             known = (episode.query_label > 0).cpu()
