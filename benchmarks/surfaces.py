@@ -73,6 +73,8 @@ REJECT: dict[str, dict[str, Any]] = {
     "largest probability, nearest class mean": {"generator": "none", "recogniser": "nearest"},
 }
 
+ORDER = (*ROWS, *UNEVEN, *REJECT)
+
 
 def main() -> None:
     """Measure what is missing, then write the tables."""
@@ -196,7 +198,8 @@ def write(rows: list[dict[str, Any]]) -> None:
         mine = [r for r in rows if r["table"] == name]
         start, end = f"<!-- surfaces {name} -->", f"<!-- /surfaces {name} -->"
         if mine:
-            body = "\n\n".join(_table(name, fold, [r for r in mine if r["fold"] == fold]) for fold in FOLDS)
+            parts = {fold: [r for r in mine if r["fold"] == fold] for fold in FOLDS}
+            body = "\n\n".join(_table(name, fold, part) for fold, part in parts.items() if part)
             print(body)
             if start in text:
                 text = f"{text.split(start)[0]}{start}\n{body}\n{end}{text.split(end)[1]}"
@@ -209,7 +212,8 @@ def _table(name: str, fold: str, rows: list[dict[str, Any]]) -> str:
     keys = ("auroc", "accuracy") if name == "reject" else ("accuracy",)
     heads = [f"{s}-shot" + (f", {k}" if len(keys) > 1 else "") for s in shots for k in keys]
     lines = [f"| {fold} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for row in dict.fromkeys(r["row"] for r in rows):
+    measured = {r["row"] for r in rows}
+    for row in (name for name in ORDER if name in measured):
         by_shot = {r["shot"]: r for r in rows if r["row"] == row}
         cells = [_cell(by_shot.get(s), k) for s in shots for k in keys]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
