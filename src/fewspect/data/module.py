@@ -21,19 +21,17 @@ from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
 from fewspect.data.plain import PlainDataset, good
 from fewspect.data.sharding import ResumableSampler, ShardSampler
-from fewspect.data.splits import group_of
+from fewspect.data.splits import asked_and_support, with_val
 from fewspect.data.transforms import Augment
-from fewspect.draws import key
+from fewspect.data.way_source import WayDatasets, WaySource
+from fewspect.data.ways import WayOptions
 from fewspect.errors import UserError
 from fewspect.types import DataInfo, Episode, Sample
 
 log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test", "predict"]
-Datasets = EpisodeDataset | PlainDataset | FeatureEpisodes
-
-VAL_SHARE = 0.2
-"""Share of the training groups that is held back where the reader makes no ``val`` split."""
+Datasets = EpisodeDataset | PlainDataset | FeatureEpisodes | WayDatasets
 
 
 class DataModule(pl.LightningDataModule):
@@ -45,6 +43,8 @@ class DataModule(pl.LightningDataModule):
     the options about supports and crops have no effect.
     ``protocol=features``: few-shot classification of features, from two feature files or of the instances of
     the data set, which ``backbone`` sees in several views.
+    ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
+    texts; ``shot=0`` leaves the texts alone.
 
     Args:
         reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
@@ -57,8 +57,11 @@ class DataModule(pl.LightningDataModule):
         support: ``features``: file of the labelled features, see ``data.features``.
         query: ``features``: file of the features to ask about. Otherwise the number of query images per
             training episode.
-        backbone: ``features`` from a data set: the frozen network that describes its instances.
+        backbone: ``features`` and ``ways`` from a data set: the frozen network that describes its images.
         features: ``features``: fields of ``FeatureOptions``.
+        ways: ``ways``: fields of ``WayOptions``.
+        text: ``ways``: class descriptions (JSON) or text features (safetensors); None = class names.
+        encoder: ``ways``: encodes texts.
         side: Side of the network input in pixels.
         zoom: ``plain``: side to which a training image is brought before a square of ``side`` is cut out of
             it; None = ``side``.
@@ -88,13 +91,13 @@ class DataModule(pl.LightningDataModule):
         on_bad_file: ``strict`` = refuse the data set, ``skip`` = leave bad files out.
     """
 
-    schema: ClassVar[dict[str, Any]] = {"features": FeatureOptions}
+    schema: ClassVar[dict[str, Any]] = {"features": FeatureOptions, "ways": WayOptions}
 
     def __init__(
         self,
         reader: Callable[..., Index] | None = None,
         *,
-        protocol: Literal["episodic", "plain", "features"] = "episodic",
+        protocol: Literal["episodic", "plain", "features", "ways"] = "episodic",
         root: str | None = None,
         fold: int | str | None = None,
         category: str | Sequence[str] | None = None,
@@ -102,6 +105,9 @@ class DataModule(pl.LightningDataModule):
         support: str | None = None,
         backbone: Backbone | None = None,
         features: Mapping[str, Any] | None = None,
+        ways: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        encoder: Any = None,  # noqa: ANN401 - a text encoder; only bank.py may know backbones
         side: int = 128,
         zoom: int | None = None,
         crop_size: int | None = None,
@@ -133,6 +139,16 @@ class DataModule(pl.LightningDataModule):
         self._read = reading(reader, root=root, fold=fold, category=category or object)
         files = (support, query if isinstance(query, str) else None)
         self.source = FeatureSource(files, FeatureOptions(**(features or {})), backbone)
+        self.ways = WaySource(
+            lambda: self.index,
+            files,
+            text,
+            WayOptions(**(ways or {})),
+            backbone=backbone,
+            encoder=encoder,
+            side=side,
+            seed=seed,
+        )
         number = query if isinstance(query, int) else 1
         self.recipe = Recipe(shot or 0, normal_shot, number, same_group, normal_query_prob, whole)
         low, high = crop_ratio
@@ -170,6 +186,9 @@ class DataModule(pl.LightningDataModule):
             names = tuple(dict.fromkeys(name for pool in pools for name in pool.classes))
             products = tuple(pool.product for pool in pools)
             return DataInfo(names, products, frozenset({"classify"}), False, self.cropper.side, self.protocol)
+        if self.protocol == "ways":
+            names = self.ways.pool.classes
+            return DataInfo(names, (), frozenset({"classify"}), False, self.cropper.side, self.protocol)
         index = self.index
         detect = self.protocol == "plain" or self.recipe.shot == 0
         return DataInfo(index.classes, index.products, index.tasks, detect, self.cropper.side, self.protocol)
@@ -177,7 +196,10 @@ class DataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the index, so that a bad folder is reported before anything else happens."""
         del stage  # every stage needs the same
-        _ = self.source.tasks(lambda: self.index) if self.protocol == "features" else self.index
+        if self.protocol == "ways":
+            _ = self.ways.pool
+        else:
+            _ = self.source.tasks(lambda: self.index) if self.protocol == "features" else self.index
 
     def dataset(self, part: Part) -> Datasets:
         """The episodes of one part; made once."""
@@ -192,7 +214,7 @@ class DataModule(pl.LightningDataModule):
 
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
-        self._resumed = (epoch, start * self.batch_size)
+        self._resumed = (epoch, start * self._per_step)
 
     def train_dataloader(self) -> DataLoader:
         """Batches of ``batch_size`` episodes in a new order every epoch.
@@ -202,10 +224,10 @@ class DataModule(pl.LightningDataModule):
         episodes = self.dataset("train")
         learner = self.trainer.lightning_module if self.trainer else None
         if getattr(learner, "fit_kind", "") == "single_pass":
-            return self._loader(episodes, ShardSampler(len(episodes)), self.batch_size)
-        sampler = ResumableSampler(len(episodes), *self._place, self.batch_size)
+            return self._loader(episodes, ShardSampler(len(episodes)), self._per_step)
+        sampler = ResumableSampler(len(episodes), *self._place, self._per_step)
         sampler.resume(*self._resumed)
-        return self._loader(episodes, sampler, self.batch_size)
+        return self._loader(episodes, sampler, self._per_step)
 
     def val_dataloader(self) -> DataLoader:
         """The fixed validation episodes, one by one."""
@@ -220,13 +242,19 @@ class DataModule(pl.LightningDataModule):
         return self._evaluation("predict", self.batch_size)
 
     @property
+    def _per_step(self) -> int:
+        """Training items per step; with ``ways`` one item is everything."""
+        return 1 if self.protocol == "ways" else self.batch_size
+
+    @property
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _evaluation(self, part: Part, batch_size: int = 1) -> DataLoader:
         episodes = self.dataset(part)
-        together = self.batch_size if self.protocol == "features" else batch_size  # one answer for many
+        many = self.protocol in ("features", "ways")  # one answer for many
+        together = self.batch_size if many else batch_size
         return self._loader(episodes, ShardSampler(len(episodes), *self._place), together)
 
     def _loader(self, episodes: Datasets, sampler: Sampler[int], batch_size: int) -> DataLoader:
@@ -242,13 +270,18 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def _makers(self) -> dict[str, Callable[[Part], Datasets]]:
-        return {"episodic": self._make, "plain": self._make_plain, "features": self._make_features}
+        return {
+            "episodic": self._make,
+            "plain": self._make_plain,
+            "features": self._make_features,
+            "ways": lambda part: self.ways.dataset(part, self.shot, length=self.limits["train"]),
+        }
 
     def _make_features(self, part: Part) -> FeatureEpisodes:
         return self.source.episodes(part, lambda: self.index, self.shot, self.seed)
 
     def _make(self, part: Part) -> EpisodeDataset:
-        split, support = _splits(self.index, part)
+        split, support = asked_and_support(self.index, part)
         if part == "val" and not self._table("val", "val").entries:
             log.warning("No validation episode can be made: the training images validate.")
             split = support = "train"
@@ -290,7 +323,7 @@ class DataModule(pl.LightningDataModule):
 
         A folder of images without splits, say of new parts, is asked about as a whole.
         """
-        split = _splits(self.index, part)[0]
+        split = asked_and_support(self.index, part)[0]
         every = self.index.samples
         chosen = [s for s in every if s.split == split or (part == "test" and s.label > 0)]
         if part == "predict" and not chosen:
@@ -298,7 +331,7 @@ class DataModule(pl.LightningDataModule):
         return chosen
 
     def _refuse(self, normal_shot: int) -> None:
-        if self.protocol == "features" and self.shot is not None and self.shot < 0:
+        if self.protocol in ("features", "ways") and self.shot is not None and self.shot < 0:
             raise UserError(f"data.shot={self.shot}: no number of supports.", "Set 0 for none, null for all.")
         if self.protocol == "plain" and self.shot is not None and self.shot < 1:
             raise UserError(
@@ -353,25 +386,6 @@ def _augmentation(protocol: str, augment: bool | str) -> Change | None:
     if protocol == "episodic":
         return Augment()
     return classic.preset("upright" if augment is True else augment)
-
-
-def with_val(index: Index, seed: int = 0, share: float = VAL_SHARE) -> Index:
-    """Move about ``share`` of the training groups to a ``val`` split, by hash: the same for every run."""
-    limit = share * 2**63
-    samples = [
-        replace(s, split="val") if s.split == "train" and key(seed, f"val/{group_of(s)}") < limit else s
-        for s in index.samples
-    ]
-    return index.with_samples(samples)
-
-
-def _splits(index: Index, part: Part) -> tuple[str, str]:
-    """(query split, support split) of a part; ``query`` and ``support`` where a data set has them."""
-    present = index.splits
-    asked = "query" if part == "predict" and "query" in present else "test" if part == "predict" else part
-    if asked == "test" and "test" not in present and "query" in present:
-        asked = "query"
-    return asked, "support" if asked == "query" and "support" in present else asked
 
 
 def _capped(workers: int) -> int:

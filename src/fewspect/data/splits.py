@@ -10,6 +10,9 @@ from fewspect.draws import key
 from fewspect.errors import UserError
 from fewspect.types import Sample
 
+VAL_SHARE = 0.2
+"""Share of the training groups that is held back where the reader makes no ``val`` split."""
+
 
 def fold_classes(classes: Sequence[str], fold: int, folds: int) -> tuple[str, ...]:
     """Test classes of one fold: every ``folds``-th of the sorted names, starting at ``fold``.
@@ -103,3 +106,22 @@ def _balanced_sides(samples: Iterable[Sample], index: Index) -> dict[str, str]:
         sides[group] = min(load, key=lambda side: weight[side])
         load[sides[group]].update(content[group])
     return sides
+
+
+def with_val(index: Index, seed: int = 0, share: float = VAL_SHARE) -> Index:
+    """Move about ``share`` of the training groups to a ``val`` split, by hash: the same for every run."""
+    limit = share * 2**63
+    samples = [
+        replace(s, split="val") if s.split == "train" and key(seed, f"val/{group_of(s)}") < limit else s
+        for s in index.samples
+    ]
+    return index.with_samples(samples)
+
+
+def asked_and_support(index: Index, part: str) -> tuple[str, str]:
+    """(query split, support split) of a part; ``query`` and ``support`` where a data set has them."""
+    present = index.splits
+    asked = "query" if part == "predict" and "query" in present else "test" if part == "predict" else part
+    if asked == "test" and "test" not in present and "query" in present:
+        asked = "query"
+    return asked, "support" if asked == "query" and "support" in present else asked

@@ -1,7 +1,7 @@
-"""The numbers that the DeeCamp reconstruction system reported (specification reconstruction_ae, 5.3).
+"""Numbers that original systems reported: DeeCamp (specification reconstruction_ae, 5.3) and GCCS.
 
-For comparison with old results only: its AUC sees defective images alone, 200 thresholds and no end point.
-Similarity maps are low where the defect is.
+For comparison with old results only: DeeCamp's AUC sees defective images alone, 200 thresholds and no end
+point. Similarity maps are low where the defect is.
 """
 
 from collections.abc import Sequence
@@ -53,3 +53,14 @@ def curve(similarity: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> tup
     levels = np.arange(COUNT) * STEP
     counts = [np.searchsorted(np.sort(value[truth == k]), levels) for k in (False, True)]
     return counts[0] / max(1, int((~truth).sum())), counts[1] / max(1, int(truth.sum()))
+
+
+def accuracy_as_coded(accuracy: float, synthetic: float, asked: float) -> float:
+    """What the original prints: its synthetic supports count as right answers. Inflated; for parity only.
+
+    Args:
+        accuracy: Over the queries.
+        synthetic: Synthetic supports per class.
+        asked: Queries per class.
+    """
+    return (synthetic + asked * accuracy) / (synthetic + asked)
