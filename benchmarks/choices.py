@@ -97,6 +97,7 @@ def _row(
         found = {h: _accuracy(store, tokens, candidate[1], shot, h, options.samplings) for h in halves}
         known = 100 * found[-1]
         cells[f"{shot}, split"] = f"{known.mean():.1f} ± {half_width(known.numpy()):.1f}"
+        cells[f"{shot}, first five"] = f"{known[:5].mean():.1f}"
         others = torch.cat([v for h, v in found.items() if h >= 0]) if not tuned else torch.zeros(0)
         if len(others):
             cells[f"{shot}, halves"] = f"{100 * others.mean():.1f}"
