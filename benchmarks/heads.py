@@ -42,7 +42,7 @@ HEADS: dict[str, Head] = {
 }
 BUDGET = 60.0
 TUNED, QUICK_STEPS = 5, 5
-TRAININGS = ((1, 500), (5, 100))
+TRAININGS = ((1, 500), (5, 25))
 """Shots, steps; a step costs the same from first to last."""
 
 CLASSES = 3
