@@ -68,7 +68,8 @@ def measure(*, quick: bool) -> Report:
         ],
         notes=[
             "What others do on the machine counts: on two busy cores two threads are hardly faster than one. "
-            "Half of the time is the graph (cosines in full width, nearest neighbours), which the loop does too."
+            "Half of the time is the graph (cosines in full width, nearest neighbours), which the loop does "
+            "too.",
         ],
     )
 
