@@ -162,7 +162,9 @@ def test_configs_fit_the_signatures(path):
     inner = conf["reader"]
     assert len(path.read_text().splitlines()) <= 60
     assert set(conf) - {"_target_"} <= set(inspect.signature(DataModule).parameters)
+    if inner is None:  # cached features instead of images
+        return
     module, name = inner["_target_"].rsplit(".", 1)
     parameters = set(inspect.signature(getattr(import_module(module), name)).parameters)
     assert set(inner) - {"_target_", "_partial_"} <= parameters
-    assert {"root", "fold"} <= parameters
+    assert {"root", *({"fold"} & set(conf))} <= parameters
