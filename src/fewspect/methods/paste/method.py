@@ -99,7 +99,8 @@ class Paste(Generator):
         if not self.kinds:
             raise UserError("method.kinds: every frequency is 0.", "Give one of them a positive number.")
         self.defects, self.scale, self.strength = defects, scale, strength
-        self.turn, self.jitter = turn, jitter
+        self.turn: Turn = turn
+        self.jitter = jitter
         self._good: dict[str, list[tuple[np.ndarray, str]]] = {}
         self._patches: dict[str, list[Patch]] = {}
 
