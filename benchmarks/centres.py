@@ -66,6 +66,11 @@ def measure(*, quick: bool) -> Report:
             below(f"PT-MAP, {min(episodes, PTMAP_EPISODES):,} episodes", ptmap["seconds"], PTMAP_TIME, " s"),
             Figure("PT-MAP: extra memory", f"{ptmap['extra'] / 1e6:.0f} MB"),
         ],
+        notes=[
+            "What others do on the machine counts: on two busy cores two threads are hardly faster than one. "
+            "Half of the time is the graph (cosines in full width, nearest neighbours), which the loop does "
+            "too.",
+        ],
     )
 
 

@@ -59,21 +59,31 @@ TUNED: dict[str, Head] = {
 
 
 def main() -> None:
-    """Measure, print, rewrite the table."""
+    """Measure, print, rewrite the table; rows that are not measured now stay."""
     options = _arguments()
     torch.set_num_threads(options.threads)
     store = features.read(options.features)
-    rows: dict[str, dict[str, str]] = {}
-    for name, candidate in CANDIDATES.items():
-        rows[name] = _row(store, candidate, options)
-        print(name, rows[name], flush=True)
-    for name, head in TUNED.items() if options.tuned else ():
-        rows[name] = _row(store, ("class", head, None), options, tuned=True)
-        print(name, rows[name], flush=True)
+    text, start, end = PAGE.read_text("utf-8"), "<!-- heads bottle -->", "<!-- /heads bottle -->"
+    rows = _rows(text.split(start)[1].split(end)[0])
+    if options.tuned:
+        for name, head in TUNED.items():
+            rows[name] = _row(store, ("class", head, None), options, tuned=True)
+            print(name, rows[name], flush=True)
+    else:
+        for name, candidate in CANDIDATES.items():
+            rows[name] = _row(store, candidate, options)
+            print(name, rows[name], flush=True)
     body = table(rows)
     print(body)
-    text, start, end = PAGE.read_text("utf-8"), "<!-- heads bottle -->", "<!-- /heads bottle -->"
     PAGE.write_text(f"{text.split(start)[0]}{start}\n{body}\n{end}{text.split(end)[1]}", "utf-8")
+
+
+def _rows(body: str) -> dict[str, dict[str, str]]:
+    """Rows of a table that was written before."""
+    lines = [
+        [c.strip() for c in line.strip().strip("|").split("|")] for line in body.splitlines() if "|" in line
+    ]
+    return {cells[0]: dict(zip(lines[0][1:], cells[1:], strict=False)) for cells in lines[2:]}
 
 
 def _row(
@@ -87,12 +97,14 @@ def _row(
         found = {h: _accuracy(store, tokens, candidate[1], shot, h, options.samplings) for h in halves}
         known = 100 * found[-1]
         cells[f"{shot}, split"] = f"{known.mean():.1f} ± {half_width(known.numpy()):.1f}"
+        cells[f"{shot}, first five"] = f"{known[:5].mean():.1f}"
         others = torch.cat([v for h, v in found.items() if h >= 0]) if not tuned else torch.zeros(0)
-        cells[f"{shot}, halves"] = f"{100 * others.mean():.1f}" if len(others) else ""
+        if len(others):
+            cells[f"{shot}, halves"] = f"{100 * others.mean():.1f}"
         own = shot > 1 and not tuned
-        cells[f"{shot}, leave-one-out"] = (
-            f"{100 * left_out(store, tokens, candidate[1], shot, options.samplings):.1f}" if own else ""
-        )
+        if own:
+            share = left_out(store, tokens, candidate[1], shot, options.samplings)
+            cells[f"{shot}, leave-one-out"] = f"{100 * share:.1f}"
     return cells
 
 
@@ -153,10 +165,9 @@ def left_out(store: FeatureSet, tokens: Tensor, head: Head, shot: int, samplings
 
 def table(rows: Mapping[str, Mapping[str, str]]) -> str:
     """Markdown."""
-    columns = list(next(iter(rows.values())))
-    columns = [c for c in columns if any(r[c] for r in rows.values())]
+    columns = list(max(rows.values(), key=len))
     lines = ["| head | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {n} | " + " | ".join(r[c] for c in columns) + " |" for n, r in rows.items()]
+    lines += [f"| {n} | " + " | ".join(r.get(c, "") for c in columns) + " |" for n, r in rows.items()]
     return "\n".join(lines)
 
 
@@ -165,7 +176,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--features", type=Path, required=True, help="feature file with views and tokens")
     parser.add_argument("--samplings", type=int, default=20)
     parser.add_argument("--halves", type=int, default=4, help="random halves beside the documented split")
-    parser.add_argument("--tuned", action="store_true", help="the fine-tuned heads, too (minutes)")
+    parser.add_argument("--tuned", action="store_true", help="the fine-tuned heads instead (minutes)")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

@@ -41,7 +41,10 @@ HEADS: dict[str, Head] = {
     "centered, views mixed": Centred(aligned=False),
 }
 BUDGET = 60.0
-TUNED, STEPS, QUICK_STEPS = 5, 500, 5
+TUNED, QUICK_STEPS = 5, 5
+TRAININGS = ((1, 500), (5, 25))
+"""Shots, steps; a step costs the same from first to last."""
+
 CLASSES = 3
 RATIO = 5.0
 
@@ -55,8 +58,8 @@ def measure(*, quick: bool) -> Report:
     slowest = ", ".join(f"{n} {s:.1f} s" for n, s in sorted(grid.items(), key=lambda p: -p[1])[:4])
     label = f"{len(HEADS)} heads x {len(SHOTS)} shots x {SAMPLINGS} samplings x {len(objects)} objects"
     figures = [below(label, total, BUDGET, " s")]
-    for shot in (1, 5):
-        figures += _tuned(shot, QUICK_STEPS if quick else STEPS)
+    for shot, steps in TRAININGS:
+        figures += _tuned(shot, QUICK_STEPS if quick else steps)
     return Report(
         title="Classification heads",
         what=f"Grid: random features of the benchmark's sizes ({VIEWS} views, width {WIDTH}), supports drawn "

@@ -293,3 +293,18 @@ def test_known_features_and_new_images(tmp_path):
     assert len(new.query) == 24
     with pytest.raises(UserError, match="no backbone to make them"):
         FeatureSource((None, None), options).tasks(lambda: mvtec_fs.read(str(tmp_path)))
+
+
+def test_windows_follow_the_size_of_the_image_unless_pixels_are_given(tmp_path):
+    mask = np.zeros((80, 80), bool)
+    mask[30:40, 30:40] = True
+    (found,) = instances.find(masked(tmp_path, mask), "train")
+    shown = instances.load(found)
+
+    def widths(**options):
+        boxes = FeatureBank(Tiny(side=32), ViewOptions(kind="ms", **options)).boxes(shown)
+        return [right - left for left, _, right, _ in boxes]
+
+    assert widths() == [20, 30, 40]
+    assert widths(sizes=(16, 24)) == [16, 24]
+    assert widths(relative=True) == [round(f * 32) for f in bank.FACTORS]  # at least 32 pixels

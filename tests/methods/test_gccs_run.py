@@ -81,7 +81,7 @@ def test_the_trained_generator_of_a_preset(classes, tmp_path):
     plan = ("data.episodes=3", "trainer.max_epochs=2", "data.shot=1")
     done = run(*own(classes, "method.preset=coded", *small, *plan), cwd=tmp_path)
     found = metrics(done, tmp_path)
-    assert found["test/acc_as_coded_inflated"] > found["test/accuracy"]
+    assert 1 >= found["test/acc_as_coded_inflated"] >= found["test/accuracy"] > 0.4
 
 
 def test_cached_features_and_texts(tmp_path):
@@ -99,7 +99,6 @@ def test_cached_features_and_texts(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("data.ways.way=12", "data.ways.test=all"), "there are 9"),
         (("data.ways.query=12",), "data.ways.query to at most 11"),
         (("data.ways.test=all", "data.shot=0"), "No class is left to learn from"),
         (("data.ways.test=[nothing]",), "no class nothing"),

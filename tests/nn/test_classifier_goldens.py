@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewspect.data import features, sampling
 from fewspect.nn.adapter import Zip
 from fewspect.nn.fine_tune import Recipe, TipF, ZipF, hardest_triplets, train
 from fewspect.nn.heads import Neighbours, Prototypes
@@ -67,26 +68,26 @@ def test_classifiers(golden):
 
 
 @pytest.fixture
-def bottle(golden):
-    """Pool and queries of the reference split; skips where the features are not at hand."""
-    from fewspect.data import features
+def split(golden):
+    """Pool and queries of the reference; skips where the features are not at hand."""
+    return tuple(picked(golden, golden[side]) for side in ("pool", "query"))
 
-    spec = golden["pool"]
+
+def picked(golden, spec):
     path = golden.folder / spec["file"]
     if not path.is_file():
         pytest.skip(f"{spec['file']} is not in {golden.folder}; run with --goldens=<folder that has it>")
     store = features.read(path)
-    places = [np.flatnonzero(store.label.numpy() == k) for k in range(golden["classes"])]
-    pool, asked = ([i for p in places for i in p[start::2]] for start in (0, 1))
-    assert len(pool) == spec["samples"]
-    assert len(asked) == golden["queries"]
-    return store.take(pool), store.take(asked)
+    start = next((k for k, word in enumerate(("even", "odd")) if word in spec.get("rule", "")), None)
+    places = [np.flatnonzero(store.label.numpy() == k) for k in range(len(store.classes))]
+    chosen = range(len(store)) if start is None else [int(i) for p in places for i in p[start::2]]
+    if "samples" in spec:
+        assert len(chosen) == spec["samples"]
+    return store.take(chosen)
 
 
 def supports(pool, shot, seeds, token):
     """Shots of all seeds at once."""
-    from fewspect.data import sampling
-
     chosen = torch.tensor([sampling.published(pool.label.tolist(), shot, s) for s in seeds])  # (E, S)
     label = pool.label[chosen]
     feature = pool.feature[:, :, token].float()[chosen]
@@ -100,7 +101,7 @@ def accuracies(head, asked, token, views, digits):
 
 
 def heads(golden, block):
-    half = block == "half"
+    half = block != "float32"  # published values were computed in half precision
     spec = golden["methods"]
     trained = Recipe(**{k: spec["zip_f"][k] for k in ("steps", "lr", "lr_min", "eps", "weight_decay")})
     return {
@@ -111,28 +112,33 @@ def heads(golden, block):
 
 @pytest.mark.slow
 @pytest.mark.goldens("mvrec", "few_shot_reference")
-@pytest.mark.parametrize("block", ["float32", "half"])
 @pytest.mark.parametrize("method", ["zip", "zip_f"])
-def test_reference_accuracies(golden, bottle, block, method):
-    pool, asked = bottle
+def test_reference_accuracies(golden, split, method):
+    pool, asked = split
     views = {"mv": list(range(golden["support_views"])), "sv": [0]}
-    reference, wrong = golden.stored(golden["blocks"][block]), {}
-    limit = golden["tolerance"][f"{block}/{method}"]["atol"]
-    for shot in golden["shots"]:
-        head = heads(golden, block)[method].fit(supports(pool, shot, golden["seeds"], golden["token"]))
-        for name, chosen in views.items():
-            found = accuracies(head, asked, golden["token"], chosen, golden["digits"])
-            stored = reference[f"{method}/{shot}-shot/{name}"]
-            if found != stored:
-                wrong[shot, name] = found, stored
-            assert np.abs(np.subtract(found, stored)).max() <= limit, (found, stored)
-    print(block, method, "deviating settings:", wrong)
+    for block in sorted(set(golden["blocks"]) - {"other"}):
+        reference, deviating = golden.stored(golden["blocks"][block]), {}
+        limit = golden["tolerance"][f"{block}/{method}"]["atol"]
+        for shot in golden["shots"]:
+            head = heads(golden, block)[method].fit(supports(pool, shot, golden["seeds"], golden["token"]))
+            for name, chosen in views.items():
+                found = accuracies(head, asked, golden["token"], chosen, golden["digits"])
+                stored = reference[f"{method}/{shot}-shot/{name}"]
+                if found != stored:
+                    deviating[shot, name] = found, stored
+                assert np.abs(np.subtract(found, stored)).max() <= limit + 1e-9, (found, stored)
+        allowed = golden["max_deviating_settings"]
+        most = allowed.get(f"{block}/{method}", allowed.get(block))
+        assert most is None or len(deviating) <= most, deviating
+        print(block, method, "deviating settings:", deviating)
 
 
 @pytest.mark.slow
 @pytest.mark.goldens("mvrec", "few_shot_reference")
-def test_other_reference_accuracies(golden, bottle):
-    pool, asked = bottle
+def test_other_reference_accuracies(golden, split):
+    if "other" not in golden["blocks"]:
+        pytest.skip("no other classifiers in this reference")
+    pool, asked = split
     beta = golden["methods"]["zip"]["beta"]
     kinds = {
         "cosine prototype": Prototypes("cosine"),
@@ -147,7 +153,19 @@ def test_other_reference_accuracies(golden, bottle):
     for name, kind in kinds.items():
         for shot in golden["shots"]:
             head = kind.fit(supports(pool, shot, golden["seeds"], golden["token"]))
-            for way, views in (("mv", list(range(27))), ("sv", [0])):
+            for way, views in (("mv", list(range(golden["support_views"]))), ("sv", [0])):
                 mean = np.mean(accuracies(head, asked, golden["token"], views, golden["digits"]))
                 assert abs(mean - reference[name][way][f"{shot}-shot"]) <= limit
-                print(name, shot, way, round(float(mean), 4), reference[name][way][f"{shot}-shot"])
+
+
+@pytest.mark.goldens("mvrec", "features")
+def test_feature_files_are_what_the_manifest_says(golden):
+    path = golden.folder / golden.name
+    if not path.is_file():
+        pytest.skip(f"{golden.name} is not in {golden.folder}; run with --goldens=<folder that has it>")
+    store = features.read(path)
+    assert tuple(store.feature.shape) == tuple(golden[k] for k in ("samples", "views", "tokens", "dim"))
+    assert str(store.feature.dtype).removeprefix("torch.") == golden["dtype"]
+    assert list(store.classes) == golden["classes"]
+    assert list(store.counts.values()) == golden["class_counts"]
+    assert store.product == golden["object"]

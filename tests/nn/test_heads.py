@@ -227,13 +227,12 @@ def test_merging():
 @pytest.mark.parametrize("way", ["laplacian", "pt_map"])
 def test_transductive_answers(way):
     shots, asked, truth = task(shot=1, queries=30, seed=4)
-    support, query = transductive.centred(shots, asked)
+    _, query = transductive.centred(shots, asked)
     assert torch.allclose(query.norm(dim=-1), torch.ones(3, 30), atol=1e-4)
-    if way == "laplacian":
-        prob = transductive.laplacian(Centred().fit(shots)(asked).mean(2), query)
-    else:
-        prob = transductive.pt_map(support, shots.hot, query)
+    score = Centred().fit(shots)(asked).mean(2)
+    prob = transductive.together(way, shots, score, asked)
+    if way == "pt_map":
         assert torch.allclose(prob.sum(1), torch.full((3, K), 10.0), atol=0.1)
     assert torch.allclose(prob.sum(-1), torch.ones(3, 30), atol=1e-4)
-    inductive = (Centred().fit(shots)(asked).mean(2).argmax(-1) == truth).float().mean()
+    inductive = (score.argmax(-1) == truth).float().mean()
     assert (prob.argmax(-1) == truth).float().mean() >= inductive - 0.1

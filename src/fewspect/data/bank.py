@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fewspect.nn import pooling, views
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raise when the features change; part of every hash."""
 
 WHOLE = 5
@@ -38,6 +38,12 @@ WHOLE = 5
 
 THUMB = 96
 """Side in pixels of the small picture that is kept of every instance."""
+
+SHARES = (0.25, 0.375, 0.5)
+"""What the published windows (256, 384, 512 pixels) are of the benchmark's usual image of 1024 pixels."""
+
+FACTORS = (1.5, 2.5, 4.0)
+"""Windows relative to the instance, in multiples of its longer side."""
 
 CONTEXT = 2.0
 """It shows the instance with this much around it, in multiples of its longer side."""
@@ -52,7 +58,8 @@ class ViewOptions:
     Attributes:
         kind: View set, see ``nn.views``; images that are instances as a whole are always seen in
             ``whole_views``.
-        sizes: Window sides in pixels, or factors with ``relative``.
+        sizes: Window sides in pixels, or factors with ``relative``; None = ``SHARES`` of the image's longer
+            side (with ``relative``: ``FACTORS``).
         relative: Sizes are multiples of the instance's longer side (at least ``least`` pixels).
         least: Smallest longer side that ``relative`` and ``mso_bbox`` assume, in pixels.
         reflect: Mirror the image at its borders instead of black.
@@ -61,7 +68,7 @@ class ViewOptions:
     """
 
     kind: views.ViewSet = "mso"
-    sizes: Sequence[float] = field(default=views.SIZES)
+    sizes: Sequence[float] | None = None
     relative: bool = False
     least: int = 32
     reflect: bool = False
@@ -92,7 +99,8 @@ class FeatureBank:
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.backbone, self.options, self.folder, self.masks = backbone, options, folder, masks
-        self.whole = views.count(options.kind, options.sizes) if drawn else WHOLE
+        sizes = views.BOX_SCALES if options.kind == "mso_bbox" else options.sizes or SHARES
+        self.whole = views.count(options.kind, sizes) if drawn else WHOLE
 
     def get(self, instances: Sequence[Instance], classes: Sequence[str], product: str) -> FeatureSet:
         """Features of instances, from the file if it is there.
@@ -179,8 +187,17 @@ class FeatureBank:
             box = _at_least(box, o.least)
         if not picture.drawn:
             return whole_views(picture.image.shape[-2], picture.image.shape[-1], self.whole)
-        sizes = views.BOX_SCALES if o.kind == "mso_bbox" else o.sizes
-        return views.windows(box, o.kind, sizes, relative=o.relative)
+        return views.windows(box, o.kind, self._sizes(picture), relative=o.relative)
+
+    def _sizes(self, picture: Picture) -> Sequence[float]:
+        """Window sides in pixels, or factors."""
+        o = self.options
+        if o.kind == "mso_bbox":
+            return views.BOX_SCALES
+        if o.sizes is not None:
+            return o.sizes
+        longer = max(picture.image.shape[-2:])
+        return FACTORS if o.relative else [share * longer for share in SHARES]
 
     def _described(self, waiting: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """(V, T, D) of every instance that waits."""

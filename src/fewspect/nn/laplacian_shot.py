@@ -46,14 +46,29 @@ def laplacian_shot(
     """
     supports = labels.shape[1]
     query, centres = z[:, supports:], means(z[:, :supports], labels, classes, weight)
-    distance = squared(query, centres)
+    score = -squared(query, centres)
+    return smoothed(score, query, neighbours=neighbours, smoothing=smoothing, updates=updates)
+
+
+def smoothed(
+    score: Tensor,
+    query: Tensor,
+    *,
+    neighbours: int = NEIGHBOURS,
+    smoothing: float = SMOOTHING,
+    updates: int = UPDATES,
+) -> Tensor:
+    """Probabilities (R, Q, K) of queries (R, Q, D) of length 1 with logits (R, Q, K), neighbours agreeing.
+
+    The arguments are those of ``laplacian_shot``.
+    """
     similar = query @ query.mT  # (R, Q, Q)
     similar.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-    edges = kept(similar, 0, Graph(k=min(neighbours, max(1, query.shape[1] - 1)), cross_k=0)).to(z)
+    edges = kept(similar, 0, Graph(k=min(neighbours, max(1, query.shape[1] - 1)), cross_k=0)).to(query)
     edges.diagonal(dim1=-2, dim2=-1).zero_()
-    plan = (-distance).softmax(-1)
+    plan = score.softmax(-1)
     for _ in range(updates):
-        plan = (-distance + smoothing * edges @ plan).softmax(-1)
+        plan = (score + smoothing * edges @ plan).softmax(-1)
     return plan
 
 

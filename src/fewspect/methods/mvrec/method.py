@@ -24,10 +24,10 @@ from torch import Tensor
 from fewspect.errors import UserError
 from fewspect.methods.classifier import Classifier
 from fewspect.methods.mvrec import heads
-from fewspect.nn import transductive
 from fewspect.nn.heads import Text, mixed
 from fewspect.nn.merging import merge as merged
 from fewspect.nn.shots import Fitted, Head, Merge, Shots
+from fewspect.nn.transductive import Way, together
 from fewspect.types import Prediction, Support
 
 Views = Literal["all", "first", "centred"] | list[int]
@@ -97,7 +97,7 @@ class MVREC(Classifier):
         support_views: Views = "all",
         query_views: Views = "all",
         text_weight: float = 0.0,
-        transductive: Literal["none", "laplacian", "pt_map"] = "none",
+        transductive: Way | Literal["none"] = "none",
         reject: float | None = None,
         mask_from: str | None = None,
         cache: Mapping[str, Any] | None = None,
@@ -124,7 +124,8 @@ class MVREC(Classifier):
         self.merge: Merge = self.head.merge if merge == "auto" else merge
         self.support_views: Views = support_views
         self.query_views: Views = query_views
-        self.text_weight, self.transductive, self.reject = text_weight, transductive, reject
+        self.transductive: Way | Literal["none"] = transductive
+        self.text_weight, self.reject = text_weight, reject
         self._refuse()
 
     # -- the contract
@@ -237,11 +238,10 @@ class MVREC(Classifier):
 
     def _together(self, shots: Shots, query: Tensor, score: Tensor) -> Tensor:
         """Probabilities (E, Q, K) that depend on all queries."""
-        query = query[:, :, self._support_places(query.shape[2])].expand(len(shots.label), -1, -1, -1)
-        support, asked = transductive.centred(shots, query)
-        if self.transductive == "laplacian":
-            return transductive.laplacian(score, asked)
-        return transductive.pt_map(support, shots.hot, asked)
+        assert self.transductive != "none"
+        views = self._support_places(query.shape[2])
+        asked = query[:, :, views].expand(len(shots.label), -1, -1, -1)
+        return together(self.transductive, shots, score, asked)
 
     def _support_places(self, number: int) -> list[int]:
         return self._places(self.support_views, number, list(range(number)))
