@@ -147,7 +147,7 @@ class Episode(_Movable):
         support_count: (S,) float32, see ``Support.count``.
         query_image: training: (Q, 3, h, w) float32 in [0, 1], network side; evaluation: (1, 3, H, W) uint8,
             original pixels.
-        query_mask: (Q, h, w) or (1, H, W) uint8 in {0, 1, 255}.
+        query_mask: (Q, h, w) or (1, H, W) uint8 in {0, 1, 255}; for generators class labels, 0 = background.
         query_label: (Q,) int64: 1 when the query shows the class, 0 when it is normal. Classification:
             position + 1 in ``classes``, 0 = none of them, -1 = not known.
         classes: Names of the classes asked for, in label order.
@@ -223,3 +223,20 @@ class Prediction(_Movable):
     logits: Tensor | None = None
     image: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A picture that a generator has made, with its mask.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        mask: (H, W) uint8 class labels: 0 background, k ``Generator.classes[k - 1]``.
+        product: The inspected object.
+        origin: What it was made of, for the manifest.
+    """
+
+    image: Tensor
+    mask: Tensor
+    product: str = ""
+    origin: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -27,6 +27,11 @@ LINEAR = np.array(
         [-0.0041960863, -0.7034186147, 1.7076147010],
     ]
 )
+PALETTE = (
+    *((0, 0, 0), (0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0)),
+    *((128, 0, 0), (0, 128, 0), (0, 0, 128), (128, 128, 128)),
+)
+"""Colours of class indices 0 (background), 1, 2, ... (specification defect_gen, 1.3)."""
 
 Tile = tuple[str, np.ndarray]
 
@@ -52,6 +57,12 @@ def to_array(image: Tensor) -> np.ndarray:
     if array.is_floating_point():
         array = (array.float().nan_to_num().clamp(0, 1) * 255).round()
     return np.ascontiguousarray(array.numpy().astype(np.uint8))
+
+
+def class_colours(mask: np.ndarray) -> np.ndarray:
+    """Class indices (H, W) in the colours of ``PALETTE``; from 11 on, colours of the heat map stand in."""
+    further = colour_table()[64 + 97 * np.arange(256 - len(PALETTE)) % 192]
+    return np.concatenate([np.array(PALETTE, np.uint8), further])[mask]
 
 
 def heat(prob: np.ndarray) -> np.ndarray:

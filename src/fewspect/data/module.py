@@ -19,6 +19,7 @@ from fewspect.data.episodes import EpisodeDataset, Recipe
 from fewspect.data.feature_episodes import FeatureEpisodes
 from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
+from fewspect.data.labelled import LabelledDataset, labelled
 from fewspect.data.plain import PlainDataset, good
 from fewspect.data.sharding import ResumableSampler, ShardSampler
 from fewspect.data.splits import asked_and_support, with_val
@@ -31,7 +32,7 @@ from fewspect.types import DataInfo, Episode, Sample
 log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test", "predict"]
-Datasets = EpisodeDataset | PlainDataset | FeatureEpisodes | WayDatasets
+Datasets = EpisodeDataset | PlainDataset | LabelledDataset | FeatureEpisodes | WayDatasets
 
 
 class DataModule(pl.LightningDataModule):
@@ -45,6 +46,7 @@ class DataModule(pl.LightningDataModule):
     the data set, which ``backbone`` sees in several views.
     ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
     texts; ``shot=0`` leaves the texts alone.
+    ``protocol=labelled``: images with class labels per pixel, for generators.
 
     Args:
         reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
@@ -67,10 +69,10 @@ class DataModule(pl.LightningDataModule):
             it; None = ``side``.
         crop_size: Side of a crop in image pixels; None = ``side``.
         shot: ``episodic``: defective support images per episode. ``plain``: good training images per product;
-            None = all.
+            None = all. ``labelled``: defective training images per product and class; None = all.
         hold_out: ``plain``: thresholds are set on good images that were not learned from; false for detectors
             that leave an image out when they judge it, which then learn from all.
-        normal_shot: Good support images per episode.
+        normal_shot: Good support images per episode. ``labelled``: good training images per product.
         crops_per_support: Views per support image.
         crop_ratio: Training: factor on the crop side, drawn from this interval.
         large_ratio: Foreground fraction above which an image is shown whole.
@@ -97,7 +99,7 @@ class DataModule(pl.LightningDataModule):
         self,
         reader: Callable[..., Index] | None = None,
         *,
-        protocol: Literal["episodic", "plain", "features", "ways"] = "episodic",
+        protocol: Literal["episodic", "plain", "labelled", "features", "ways"] = "episodic",
         root: str | None = None,
         fold: int | str | None = None,
         category: str | Sequence[str] | None = None,
@@ -135,6 +137,7 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.protocol, self.shot, self.hold_out, self.zoom = protocol, shot, hold_out, zoom
+        self._shots = (shot, normal_shot)
         self._refuse(normal_shot)
         self._read = reading(reader, root=root, fold=fold, category=category or object)
         files = (support, query if isinstance(query, str) else None)
@@ -209,8 +212,8 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def tests(self) -> bool:
-        """Whether there is anything to test on; a folder of good parts has nothing."""
-        return self.protocol != "plain" or bool(self._asked("test"))
+        """Whether there is anything to test on; neither a folder of good parts nor a generator has."""
+        return self.protocol != "labelled" and (self.protocol != "plain" or bool(self._asked("test")))
 
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
@@ -273,6 +276,7 @@ class DataModule(pl.LightningDataModule):
         return {
             "episodic": self._make,
             "plain": self._make_plain,
+            "labelled": lambda part: labelled(self.index, part, self._shots, self.cropper.side, self.seed),
             "features": self._make_features,
             "ways": lambda part: self.ways.dataset(part, self.shot, length=self.limits["train"]),
         }

@@ -36,6 +36,14 @@ class Options:
     debug: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """The group ``generate`` of ``conf/config.yaml`` and its types."""
+
+    count: int = 64
+    folder: str | None = None
+
+
 ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")
 """Options of comparisons and sweeps, which are no part of a run."""
 
@@ -54,7 +62,10 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
     allow.require(tree, extra)
     groups = {key: value for key, value in tree.items() if isinstance(value, dict)}
     options = {key: value for key, value in tree.items() if key not in groups}
-    check.require(groups | {"": options}, {"trainer": pl.Trainer, "logger": loggers.build, "": Options})
+    check.require(
+        groups | {"": options},
+        {"trainer": pl.Trainer, "logger": loggers.build, "generate": Generate, "": Options},
+    )
     return tree
 
 
@@ -73,6 +84,21 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         key = str(error.full_key)
         raise UserError(f"{key} must be given.", f"Add {key}=... to the command line.") from error
     return tree
+
+
+def require_mode(tree: dict[str, Any]) -> None:
+    """Refuse a mode that the method has no answer to, before anything is read.
+
+    Raises:
+        UserError: A generator is asked about images, or another method for data.
+    """
+    kind, mode = allow.locate(tree["method"]["_target_"], "method"), tree["mode"]
+    makes = getattr(kind, "task", "") == "generate"
+    if makes and (mode in ("test", "predict") or (mode == "train" and kind.fit_kind == "none")):
+        what = "learns nothing before it draws" if mode == "train" else "makes images, it answers none"
+        raise UserError(f"{kind.__name__} {what}.", "Use mode=generate.")
+    if mode == "generate" and not makes:
+        raise UserError(f"{kind.__name__} generates nothing.", "Choose a generator, e.g. method=paste.")
 
 
 def make(node: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the target is

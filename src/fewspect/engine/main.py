@@ -113,6 +113,31 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
         report(s)
 
 
+def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Draw samples and write them as a data set that ``data=folder`` reads."""
+    from fewspect.callbacks.samples import write_set  # noqa: PLC0415
+    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine.session import concluded, facts  # noqa: PLC0415
+    from fewspect.engine.tables import farewell  # noqa: PLC0415
+    from fewspect.methods.generator import Generator  # noqa: PLC0415
+
+    tree = build.resolve(cfg, extra)
+    if tree["generate"]["count"] < 1:
+        raise UserError(f"generate.count={tree['generate']['count']}: nothing to draw.", "Give 1 or more.")
+    target = Path(tree["generate"]["folder"] or folder / "generated")
+    with concluded(tree, folder, "predict") as s:
+        assert isinstance(s.method, Generator)  # build.require_mode
+        s.record.setup(s.trainer, s.method, "generate")
+        for episode in s.data.dataset("train"):
+            s.method.observe([episode])
+        made = (s.method.generate([i])[0] for i in range(tree["generate"]["count"]))
+        about = {"method": facts(tree)["method"], "seed": tree["seed"], "config": tree["method"]}
+        write_set(target, made, s.method.classes, about)
+        s.record.finish(s.trainer, "done")
+        log.info("Read it with data=folder data.root=%s", target)
+    farewell(folder)
+
+
 def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Explain the data folder, validate the config, and pass one batch through on the CPU."""
     from fewspect.engine import build, tryout  # noqa: PLC0415
@@ -162,6 +187,7 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "train": train,
     "test": test,
     "predict": predict,
+    "generate": generate,
     "check": check,
     "compare": compare,
 }

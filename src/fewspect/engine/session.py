@@ -51,6 +51,7 @@ class Session:
 @contextmanager
 def concluded(tree: dict[str, Any], folder: Path, stage: Stage) -> Iterator[Session]:
     """Build a session; whatever happens inside, ``run.json`` and the loggers say how it ended."""
+    build.require_mode(tree)
     checkpoints.stop_at_once()
     curves: list[Logger] = []
     record: Record | None = None

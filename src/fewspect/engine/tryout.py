@@ -9,7 +9,9 @@ from rich.console import Console
 
 from fewspect.callbacks.record import peak_memory
 from fewspect.data.check import explain as explain_folder
+from fewspect.data.module import DataModule
 from fewspect.engine import build
+from fewspect.methods.base import Method
 from fewspect.types import Episode
 
 
@@ -47,13 +49,19 @@ def one_batch(tree: dict[str, Any]) -> None:
         losses = method.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
         print("losses  " + "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items()))
+    if method.task != "generate":  # it is asked by its mode, about nothing
+        one_answer(data, method)
+    print(f"memory  {peak_memory()['rss']} MiB at most")
+
+
+def one_answer(data: DataModule, method: Method) -> None:
+    """Answer a test episode and print shapes."""
     episode = next(iter(data.test_dataloader()))[0]
     with torch.inference_mode():
         prediction = method.eval().predict_step([episode], 0)["predictions"][0]
     shown = {k: v for k in ("prob", "mask", "score", "logits") if (v := getattr(prediction, k)) is not None}
     print(f"test    {shapes(episode)}")
     print("answer  " + "  ".join(f"{k} {tuple(v.shape)}" for k, v in shown.items()))
-    print(f"memory  {peak_memory()['rss']} MiB at most")
 
 
 def shapes(episode: Episode) -> str:

@@ -28,6 +28,7 @@ class Method(pl.LightningModule):
     Class attributes:
         task: What it does: ``segment``, ``classify``, ``detect``, ``reconstruct`` or ``generate``; the data
             must allow it.
+        needs: What the annotations must allow, where that is not ``task``.
         fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing
             is differentiated) or ``none`` (training is skipped).
         protocols: Values of ``data.protocol`` that it can work with.
@@ -39,6 +40,7 @@ class Method(pl.LightningModule):
     """
 
     task: ClassVar[str]
+    needs: ClassVar[str] = ""
     fit_kind: ClassVar[Literal["gradient", "single_pass", "none"]] = "gradient"
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
 
@@ -99,10 +101,11 @@ class Method(pl.LightningModule):
                 f"{type(self).__name__} does not work with data.protocol={info.protocol}.",
                 f"Set data.protocol={' or '.join(self.protocols)}.",
             )
-        if info.tasks and self.task not in info.tasks:
+        needed = self.needs or self.task
+        if info.tasks and needed not in info.tasks:
             allowed = ", ".join(sorted(info.tasks))
             raise UserError(
-                f"{type(self).__name__} is for task '{self.task}', this data set allows: {allowed}.",
+                f"{type(self).__name__} is for task '{needed}', this data set allows: {allowed}.",
                 "Choose another method or data set; mode=check explains a folder.",
             )
         self.info = info

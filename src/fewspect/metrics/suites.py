@@ -16,7 +16,7 @@ from fewspect.metrics.rows import RowMetric
 from fewspect.metrics.segmentation import SegmentationCounts
 from fewspect.types import Episode, Prediction
 
-TASKS = ("segment", "detect", "classify")
+TASKS = ("segment", "detect", "classify", "generate")
 LOWER_IS_BETTER = ("miou_ci95", "accuracy_ci95", "macro_recall_ci95", "false_alarm_rate")
 """Reported beside the scores, but smaller is better; counts have no direction."""
 
@@ -87,12 +87,14 @@ def suite(task: str, detect: bool) -> Suite:
     """Choose the metrics of a task.
 
     Args:
-        task: ``segment``, ``detect`` or ``classify``.
+        task: ``segment``, ``detect``, ``classify``, or ``generate``, which answers nothing to be measured.
         detect: The method sees good images only: rank pixels and images and judge its decisions, besides the
             overlap of masks.
     """
     if task not in TASKS:
         raise UserError(f"there are no metrics for the task {task!r}", f"Known tasks: {', '.join(TASKS)}.")
+    if task == "generate":
+        return Suite()
     if task == "classify":
         return Suite(ClassCounts())
     if detect or task == "detect":

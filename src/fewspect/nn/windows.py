@@ -121,6 +121,22 @@ def squash(image: Tensor, side: int) -> Tensor:
     return _resize_uint8(image, side, side).float() / 255
 
 
+def squash_labels(mask: Tensor, side: int) -> Tensor:
+    """Bring a mask of class indices to a square as ``squash`` does its image; no label is invented.
+
+    Args:
+        mask: (h, w) integers.
+        side: Side of the square in pixels.
+
+    Returns:
+        (side, side) of the same type; every pixel is the nearest one by pixel centres (PIL's NEAREST).
+    """
+    if mask.shape == (side, side):
+        return mask
+    resized = F.interpolate(mask[None, None].float(), (side, side), mode="nearest-exact")
+    return resized[0, 0].to(mask.dtype)
+
+
 def resize_mask(mask: Tensor, side: int) -> Tensor:
     """Fit a mask into a square; slightly dilating, so that a thin defect survives.
 

@@ -7,6 +7,8 @@
 ``table``    a CSV or JSON file with the columns image, mask, label, product, split, group
 ``flat``     images of good parts and nothing else
 
+What ``mode=generate`` wrote is recognised by its manifest and needs no option.
+
 Layouts without a split of their own put about half of every class on either side (whole groups), or hold
 classes out. Where all images are good, all of them train.
 """
@@ -20,6 +22,7 @@ from fewspect.data.index import Index
 from fewspect.data.listing import require_folder, subfolders
 from fewspect.data.problems import Problem
 from fewspect.data.readers import mvtec
+from fewspect.data.readers.generated import generated
 from fewspect.data.readers.layouts import (
     IMAGE_FOLDERS,
     TABLES,
@@ -117,6 +120,8 @@ def read(
     """
     base = require_folder(root)
     name = product or base.resolve().name
+    if layout == "auto" and (own := generated(base)):
+        layout, mask_type, class_names = "table", "index", own
     options = Options(
         mask_type, mask_invert, mask_suffixes, class_names, recursive, table, columns, separator, name
     )

@@ -1,0 +1,111 @@
+"""A generated data set on disk: images, index masks, coloured masks, a table, a manifest, and a sheet to see.
+
+``<folder>/{images,masks,colours}/<number>.png``, ``index.csv``, ``manifest.json``, ``overview.png``. The
+folder appears complete or not at all.
+"""
+
+import csv
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fewspect.callbacks import draw
+from fewspect.errors import UserError
+from fewspect.types import Generated
+
+MANIFEST = "manifest.json"
+KIND, FORMAT = "fewspect-generated", 1
+"""By these ``data=folder`` knows what it reads."""
+
+SHOWN = 12
+"""Samples in the overview."""
+
+TILE = 128
+"""Side of one of its pictures in pixels."""
+
+
+def write_set(
+    folder: Path, samples: Iterable[Generated], classes: Sequence[str], about: Mapping[str, Any]
+) -> None:
+    """Write samples in their order.
+
+    Args:
+        folder: Where to; must not exist or be empty.
+        samples: What was made; taken one by one, so that memory does not grow with their number.
+        classes: Names of the labels 1, 2, ...
+        about: Plain values for the manifest: method, seed, options.
+
+    Raises:
+        UserError: The folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty.", "Choose another folder with generate.folder=...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        work.chmod(0o755)  # mkdtemp makes private folders
+        for part in ("images", "masks", "colours"):
+            (work / part).mkdir()
+        rows, shown = [], []
+        for number, sample in enumerate(samples):
+            rows.append(_write(work, f"{number:06d}.png", sample, classes))
+            if number < SHOWN:
+                shown.append(_tiles(sample))
+        manifest = {"kind": KIND, "format": FORMAT, "classes": list(classes), **about, "samples": rows}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        (work / MANIFEST).write_text(text + "\n", "utf-8")
+        with (work / "index.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ("image", "mask", "product"), extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
+        _sheet(shown).save(work / "overview.png")
+        if folder.exists():
+            folder.rmdir()  # empty, as seen above
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(folder: Path, name: str, sample: Generated, classes: Sequence[str]) -> dict[str, Any]:
+    """Write the three pictures of a sample; its row of the manifest."""
+    image, mask = draw.to_array(sample.image), sample.mask.numpy()
+    pictures = {"images": image, "masks": mask, "colours": draw.class_colours(mask)}
+    for part, pixels in pictures.items():
+        Image.fromarray(pixels).save(folder / part / name, compress_level=1)
+    areas = {c: int((mask == k).sum()) for k, c in enumerate(classes, start=1)}
+    return {
+        "image": f"images/{name}",
+        "mask": f"masks/{name}",
+        "product": sample.product,
+        "areas": {c: area for c, area in areas.items() if area},
+        **sample.origin,
+    }
+
+
+def _tiles(sample: Generated) -> np.ndarray:
+    """Image, and image with its defects outlined: (TILE, 2 TILE, 3)."""
+    image = draw.to_array(sample.image)
+    height, width = image.shape[:2]
+    image = np.asarray(Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC))
+    rows, columns = np.arange(TILE) * height // TILE, np.arange(TILE) * width // TILE
+    mask = sample.mask.numpy()[np.ix_(rows, columns)] > 0
+    return np.concatenate([image, draw.outline(image, mask, draw.PREDICTION, width=1)], 1)
+
+
+def _sheet(tiles: Sequence[np.ndarray], columns: int = 3) -> Image.Image:
+    """All tiles on one page."""
+    rows = -(-len(tiles) // columns)
+    gap = draw.GAP
+    size = (rows * (TILE + gap) + gap, columns * (2 * TILE + gap) + gap, 3)
+    page = np.full(size, draw.PAPER, np.uint8)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        top, left = gap + row * (TILE + gap), gap + column * (2 * TILE + gap)
+        page[top : top + TILE, left : left + 2 * TILE] = tile
+    return Image.fromarray(page)

@@ -1,0 +1,1 @@
+"""Defects on good images without any training."""
