@@ -26,7 +26,7 @@ SEED = "seed"
 
 OF_ONE_CALL = {
     *("mode", "run", "resume", "checkpoint", "name", "tags", "debug", "allow", "runs", "objective"),
-    *("logger", "trainer", "compile", "compare", "launcher"),
+    *("logger", "trainer", "compile", "compare", "generate", "launcher"),
 }
 """Parts of a configuration that do not change what is measured (``trainer`` but for its length, see
 ``identity``)."""
