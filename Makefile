@@ -9,16 +9,19 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 UV     := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
 
+# one file at a time in each of two processes: fixtures of a file are made once
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
 .PHONY: demo test test-fast setup lint bench lock wandb-sync clean
 
 demo: setup
 	$(PY) run.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+	$(PYTEST)
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 setup: $(STAMP)
 

@@ -25,7 +25,7 @@ def collect(folder: Path) -> dict[str, dict[tuple[str, int, str], float]]:
     found: dict[str, dict[tuple[str, int, str], float]] = defaultdict(dict)
     for path in sorted(folder.rglob("run.json"), key=lambda p: p.stat().st_mtime):
         record = json.loads(path.read_text("utf-8"))
-        episodes = path.parent / "episodes.csv"
+        episodes = path.parent / "samplings.csv"
         if record.get("status") != "done" or not episodes.is_file():
             continue
         method, shot = record["config"]["method"], record["config"]["data"]["shot"]
