@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cli import environment
 
+pytestmark = pytest.mark.slow  # a sweep is a process of processes
+
 JOB = Path(__file__).with_name("sweep_job.py")
 SIX = "seed=0,1,2,3,4,5"
 
