@@ -22,7 +22,7 @@ from typing import IO, Any
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from fewspect.engine import folders
 from fewspect.errors import UserError
@@ -120,12 +120,11 @@ class ProcessLauncher(Launcher):
         self.n_jobs = n_jobs or max(1, len(self.slots))
         self.timeout, self.retries, self.dry_run, self.compare = timeout, retries, dry_run, compare
         self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives every launcher."""
-        del task_function
-        self.hydra_context, self.config = hydra_context, config
+        del hydra_context, task_function
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run jobs with consecutive numbers and wait for all of them, see ``run``."""
@@ -156,7 +155,8 @@ class ProcessLauncher(Launcher):
         place.mkdir(parents=True, exist_ok=True)
         with _sigterm_as_ctrl_c(), sweeps.watched(place, jobs, compare=self.compare):
             self._run(jobs)
-        return [self._outcome(job, sweeps.failure(place, jobs)) for job in jobs]
+        failure = sweeps.failure(place, jobs)
+        return [self._outcome(job, failure) for job in jobs]
 
     def _run(self, jobs: Sequence[Job]) -> None:
         slots: list[str | None] = [*self.slots] or [None]
@@ -200,10 +200,11 @@ class ProcessLauncher(Launcher):
     def _ended(self, job: Job) -> bool:
         """Whether a running job is over; decides what becomes of it."""
         assert job.process is not None
-        late = self.timeout is not None and time.monotonic() - job.began > 60 * self.timeout
+        running = job.process.poll() is None
+        late = running and self.timeout is not None and time.monotonic() - job.began > 60 * self.timeout
         if late:
             _stop([job])
-        elif job.process.poll() is None:
+        elif running:
             return False
         assert job.output is not None
         job.output.close()
@@ -219,11 +220,7 @@ class ProcessLauncher(Launcher):
         return True
 
     def _outcome(self, job: Job, failure: UserError | None) -> JobReturn:
-        assert self.config is not None and self.hydra_context is not None
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
-        with open_dict(cfg):
-            cfg.hydra.job.id = cfg.hydra.job.num = job.number
-        done = Outcome(overrides=list(job.overrides), cfg=cfg, hydra_cfg=cfg, working_dir=str(job.folder))
+        done = Outcome(overrides=list(job.overrides), working_dir=str(job.folder))
         good = self.dry_run or job.state in ("done", "skipped")
         done.status = JobStatus.COMPLETED if good else JobStatus.FAILED
         done.return_value = folders.objective(job.folder) if good else failure
@@ -287,9 +284,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         del number, frame
         raise KeyboardInterrupt
 
-    before: Mapping[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)
