@@ -193,6 +193,13 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(tmp_path):
     assert process.returncode == (0 if any(t.value is not None for t in found) else 2), err
 
 
+def test_a_search_has_no_dry_run(tmp_path):
+    code, _, err = sweep(tmp_path, "hydra/sweeper=search", SPACE, "launcher.dry_run=true")
+    assert code == 2
+    assert "a search has none before it begins" in err
+    assert not list(tmp_path.rglob("study.db"))
+
+
 def processes():
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
     return found.stdout.splitlines()

@@ -51,12 +51,11 @@ class SearchSweeper(Sweeper):
         self.n_trials, self.space = n_trials, dict(space or {})
         self.direction, self.seed = direction, seed
         self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
         self.launcher: ProcessLauncher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives every sweeper; jobs are processes, whatever launcher is the default."""
-        self.config, self.hydra_context = config, hydra_context
+        self.config = config
         options: Any = OmegaConf.to_container(config.launcher, resolve=True)
         self.launcher = ProcessLauncher(**options, compare=False)
         self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -64,6 +63,10 @@ class SearchSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:  # noqa: ANN401 - Hydra's signature
         """Ask, run and tell until ``n_trials`` trials have ended; show the best."""
         assert self.config is not None and self.launcher is not None
+        if self.launcher.dry_run:
+            raise UserError(
+                "launcher.dry_run lists jobs, and a search has none before it begins.", "Leave it out."
+            )
         space = {**self.space, **_swept(arguments)}
         if not space:
             raise UserError(
