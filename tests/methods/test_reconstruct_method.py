@@ -366,14 +366,14 @@ def test_both_networks_learn_and_are_kept(tmp_path):
 
 def test_the_judge_s_step_leaves_the_restorer_alone(tmp_path, monkeypatch):
     method, seen = made(Srgan), []
-    step = Srgan._step
+    step = optim.minimise
 
-    def watched(self, loss, optimizer, part):
-        self.zero_grad()
-        step(self, loss, optimizer, part)
-        seen.append({n for n, p in self.named_parameters() if p.grad is not None})
+    def watched(module, loss, optimizer, parameters):
+        module.zero_grad()
+        step(module, loss, optimizer, parameters)
+        seen.append({n for n, p in module.named_parameters() if p.grad is not None})
 
-    monkeypatch.setattr(Srgan, "_step", watched)
+    monkeypatch.setattr(optim, "minimise", watched)
     trainer(tmp_path, max_steps=2).fit(method, loader())
     every = [
         {f"{part}.{n}" for n, _ in getattr(method, part).named_parameters()}

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import lightning.pytorch as pl
 import torch
-from torch import nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fewspect.errors import UserError
@@ -138,3 +141,37 @@ def _grouped(
     if not out:
         raise UserError("The method has no trainable parameter.", "Use mode=test, or unfreeze something.")
     return out
+
+
+def minimise(
+    method: pl.LightningModule,
+    loss: Tensor,
+    optimizer: LightningOptimizer,
+    parameters: Iterable[nn.Parameter],
+    clip: float | None = None,
+) -> None:
+    """One step of manual optimisation by some parameters, whose gradients are averaged over all processes.
+
+    The averaging is done here: DDP waits for gradients of all parameters, and such a step has those of one
+    network only.
+
+    Args:
+        method: Whose trainer and ``manual_backward`` are used.
+        loss: ().
+        optimizer: Of the parameters.
+        parameters: What gets gradients; frozen ones are left out.
+        clip: Largest length of the gradient; None = any.
+    """
+    mine = [p for p in parameters if p.requires_grad]
+    strategy = method.trainer.strategy
+    optimizer.zero_grad()
+    if isinstance(strategy, ParallelStrategy):
+        with strategy.block_backward_sync():
+            method.manual_backward(loss, inputs=mine)
+        for p in mine:
+            p.grad = cast(Tensor, strategy.reduce(cast(Tensor, p.grad), reduce_op="mean"))
+    else:
+        method.manual_backward(loss, inputs=mine)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(mine, clip)
+    optimizer.step()

@@ -10,10 +10,10 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewspect import draws
+from fewspect.methods import optim
 from fewspect.methods.gccs import loss
 from fewspect.methods.gccs.generators import Contrastive, Scaling, Space
 from fewspect.methods.gccs.loss import Contrast as Rule
@@ -117,13 +117,13 @@ def step(
             mix = torch.rand(len(rows), 1, generator=random).to(scaled)
             parts |= loss.critic_losses(nets, real, own, text, noise=noise, mix=mix)
             total = parts["critic_fake"] - parts["critic_real"] + parts["gradient_penalty"]
-            _minimise(
+            optim.minimise(
                 method, total + parts["ins_real"] + parts["cls_real"], critic, nets.critics(), options.clip
             )
         else:
             parts |= loss.generator_losses(nets, real, own, text, noise=noise, rule=options.rule)
             total = options.ins_weight * parts["ins_fake"] + options.cls_weight * parts["cls_fake"]
-            _minimise(method, total - parts["g_critic"], maker, list(nets.G.parameters()), options.clip)
+            optim.minimise(method, total - parts["g_critic"], maker, nets.G.parameters(), options.clip)
     made = method.global_step // (options.critics + 1)  # steps of G so far: a young mean forgets faster
     generator.average_in(min(options.ema, made / (made + 9)))
     parts["wasserstein"] = parts["critic_real"] - parts["critic_fake"]
@@ -142,24 +142,3 @@ def balanced(label: Tensor, classes: int, number: int, random: torch.Generator) 
     starts = counts.cumsum(0) - counts
     drawn = (torch.rand(len(chosen), each, generator=random) * counts[chosen, None]).long()
     return order[(starts[chosen, None] + drawn).flatten()].to(label.device)
-
-
-def _minimise(
-    method: pl.LightningModule,
-    total: Tensor,
-    optimizer: LightningOptimizer,
-    mine: list[nn.Parameter],
-    clip: float,
-) -> None:
-    """Step by the gradients of some parameters, averaged over all processes: DDP would wait for the rest."""
-    optimizer.zero_grad()
-    strategy = method.trainer.strategy
-    if isinstance(strategy, ParallelStrategy):
-        with strategy.block_backward_sync():
-            method.manual_backward(total, inputs=mine)
-        for p in mine:
-            p.grad = cast(Tensor, strategy.reduce(cast(Tensor, p.grad), reduce_op="mean"))
-    else:
-        method.manual_backward(total, inputs=mine)
-    torch.nn.utils.clip_grad_norm_(mine, clip)
-    optimizer.step()

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -91,11 +90,11 @@ class Srgan(Reconstruct):
         judge, restorer = self.discriminator, self.net
         judged = judge(image.detach())  # the judge's step must not reach the restorer
         parts = {"d": terms.discriminator_loss(judge(target), judged)}
-        self._step(parts["d"], discriminator, judge)
+        optim.minimise(self, parts["d"], discriminator, judge.parameters())
 
         parts |= terms.generator_losses(image, target, *self._features(image, target), judge(image))
         total = torch.stack([self.loss_weights[k] * v for k, v in parts.items() if k != "d"]).sum()
-        self._step(total, generator, restorer)
+        optim.minimise(self, total, generator, restorer.parameters())
 
         for schedule in cast(list[LambdaLR], self.lr_schedulers()):
             schedule.step()
@@ -129,24 +128,6 @@ class Srgan(Reconstruct):
         if self.loss.vgg_input == "raw":
             return image
         return 255 * image - image.new_tensor(VGG_MEAN)[:, None, None]
-
-    def _step(self, loss: Tensor, optimizer: LightningOptimizer, part: nn.Module) -> None:
-        """Minimise by the parameters of one network, averaged over all processes.
-
-        The averaging is done here: DDP waits for gradients of all parameters, and a step has those of one
-        network only.
-        """
-        mine = [p for p in part.parameters() if p.requires_grad]
-        strategy = self.trainer.strategy
-        optimizer.zero_grad()
-        if isinstance(strategy, ParallelStrategy):
-            with strategy.block_backward_sync():
-                self.manual_backward(loss, inputs=mine)
-            for p in mine:
-                p.grad = cast(Tensor, strategy.reduce(cast(Tensor, p.grad), reduce_op="mean"))
-        else:
-            self.manual_backward(loss, inputs=mine)
-        optimizer.step()
 
 
 def perceptual(path: str | None) -> nn.Sequential | None:
