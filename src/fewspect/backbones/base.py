@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fewspect.errors import UserError
+from fewspect.nn import patches
+from fewspect.nn.patches import Join
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +38,10 @@ class Features:
     def maps(self) -> tuple[Tensor, ...]:
         """One (B, D, h, w) per layer."""
         return tuple(t.transpose(-1, -2).unflatten(-1, self.grid) for t in self.tokens)
+
+    def joined(self, *, join: Join = "concat", pool: int = 1, equal: bool = True) -> Tensor:
+        """One descriptor per cell (B, N, L * D or D), see ``nn.patches.joined``."""
+        return patches.joined(self.tokens, self.grid, join=join, pool=pool, equal=equal)
 
     def split(self, *sizes: int) -> tuple["Features", ...]:
         """Cut along the batch."""

@@ -49,6 +49,11 @@ def _pooled(tokens: Tensor, grid: tuple[int, int], pool: int) -> Tensor:
     return mean.flatten(2).transpose(1, 2)
 
 
+def resized(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Values of cells (Q, N) as pixels (Q, side, side), bilinear."""
+    return F.interpolate(cells.unflatten(-1, grid)[:, None], (side, side), mode="bilinear")[:, 0]
+
+
 def turned(images: Tensor, number: int) -> Tensor:
     """Turn images by multiples of 360 / number degrees; corners are filled by reflection.
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -116,8 +115,3 @@ def _slope(margin: Tensor, share: Tensor, weight: Tensor) -> Tensor:
         curvature = (weight * p * (1 - p) * margin.square()).sum() + EPS
         slope = (slope - gradient / curvature).clamp(0.1, LARGEST_SLOPE)
     return slope
-
-
-def resized(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Values of cells (Q, N) as pixels (Q, side, side), bilinear."""
-    return F.interpolate(cells.unflatten(-1, grid)[:, None], (side, side), mode="bilinear")[:, 0]

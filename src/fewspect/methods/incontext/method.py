@@ -24,9 +24,8 @@ from torch import Tensor
 from fewspect.backbones.base import Backbone
 from fewspect.methods.segmenter import Segmenter, Sliding
 from fewspect.nn.neighbours import nearest
-from fewspect.nn.patches import Join, joined
+from fewspect.nn.patches import Join, resized
 from fewspect.nn.prototype import intensity, unit
-from fewspect.nn.token_ridge import resized
 from fewspect.types import Prediction, Support
 
 MARKED = 0.5
@@ -106,7 +105,7 @@ class InContext(Segmenter):
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Joined features (B, N, D) of length 1 and their grid."""
         features = self.backbone(images)
-        return unit(joined(features.tokens, features.grid, join=self.join, pool=self.pool)), features.grid
+        return unit(features.joined(join=self.join, pool=self.pool)), features.grid
 
 
 def shared(values: Tensor, tokens: Tensor, distance: float) -> Tensor:

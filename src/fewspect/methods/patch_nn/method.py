@@ -24,7 +24,7 @@ from fewspect.errors import UserError
 from fewspect.methods.detector import Detector, Fitted, choose, owner_of
 from fewspect.methods.products import Products
 from fewspect.nn import neighbours as search
-from fewspect.nn.patches import Join, joined, turned
+from fewspect.nn.patches import Join, turned
 from fewspect.nn.prototype import unit
 from fewspect.types import Episode, Prediction, Support
 
@@ -198,7 +198,7 @@ class PatchNN(Detector):
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         features = self.backbone(images)
         cosine = self.metric == "cosine"
-        tokens = joined(features.tokens, features.grid, join=self.join, pool=self.pool, equal=cosine)
+        tokens = features.joined(join=self.join, pool=self.pool, equal=cosine)
         return unit(tokens) if cosine else tokens, features.grid
 
     def _reduced(self, rows: Tensor, owners: Tensor) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fewspect.backbones.base import Backbone
 from fewspect.methods.segmenter import Segmenter, Sliding
 from fewspect.nn import token_ridge
-from fewspect.nn.patches import Join, joined
+from fewspect.nn.patches import Join, resized
 from fewspect.nn.prototype import intensity
 from fewspect.types import Prediction, Support
 
@@ -67,11 +67,10 @@ class Ridge(Segmenter):
     def predict(self, images: Tensor, state: token_ridge.RidgeMap) -> Prediction:
         """Foreground probability (Q, side, side) of network-ready queries (Q, 3, side, side)."""
         tokens, grid = self._tokens(images)
-        pixels = token_ridge.resized(state.logits(tokens), grid, images.shape[-1])
+        pixels = resized(state.logits(tokens), grid, images.shape[-1])
         return Prediction(prob=torch.sigmoid(pixels))
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Joined features (B, N, D) and their grid."""
         features = self.backbone(images)
-        tokens = joined(features.tokens, features.grid, join=self.join, pool=self.pool, equal=self.equal)
-        return tokens, features.grid
+        return features.joined(join=self.join, pool=self.pool, equal=self.equal), features.grid

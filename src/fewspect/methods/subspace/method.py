@@ -26,7 +26,7 @@ from fewspect.backbones.base import Backbone
 from fewspect.errors import UserError
 from fewspect.methods.detector import Detector, Fitted, choose, owner_of
 from fewspect.methods.products import Products
-from fewspect.nn.patches import Join, joined, turned
+from fewspect.nn.patches import Join, turned
 from fewspect.nn.subspace import Moments, Subspace
 from fewspect.types import Episode, Prediction, Support
 
@@ -151,5 +151,4 @@ class SubspaceAD(Detector):
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Joined tokens (Q, N, D) and their grid."""
         features = self.backbone(images)
-        tokens = joined(features.tokens, features.grid, join=self.join, pool=self.pool, equal=self.equal)
-        return tokens, features.grid
+        return features.joined(join=self.join, pool=self.pool, equal=self.equal), features.grid
