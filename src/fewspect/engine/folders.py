@@ -9,7 +9,6 @@ record.
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -21,8 +20,9 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 
 from fewspect.errors import UserError
+from fewspect.report import records
 
-CONFIG, RECORD = "config.yaml", "run.json"
+CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
 """Options of one call: never taken over from the run folder (``allow`` least of all)."""
@@ -248,8 +248,4 @@ def objective(folder: Path) -> float | None:
 
 def record(folder: Path) -> dict[str, Any]:
     """Content of a folder's ``run.json``; empty where there is none that can be read."""
-    try:
-        content = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return records.read(folder / records.FILE)

@@ -27,13 +27,11 @@ from fewspect.engine.front import Stopped
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
 from fewspect.metrics.suites import LOWER_IS_BETTER, Suite
+from fewspect.report.records import CHOICES
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["test", "predict"]
-
-CHOICES = ("method", "data", "backbone", "experiment", "trainer")
-"""Groups of the configuration that ``run.json`` names."""
 
 
 @dataclass(frozen=True, slots=True)

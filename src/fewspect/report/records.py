@@ -50,17 +50,17 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``running``, ``done``, ``interrupted`` or ``failed``."""
-        return str(self.record.get("status", "unknown"))
+        """``running``, ``done``, ``interrupted``, ``failed``, or ``unreadable``."""
+        return str(self.record.get("status", "unreadable"))
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Finite metrics by name, e.g. ``test/miou``."""
         return {k: v for k, v in (self.record.get("metrics") or {}).items() if isinstance(v, int | float)}
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration with dotted keys, without ``_target_`` entries of the trainer."""
+        """The configuration with dotted keys."""
         return dict(_flat(self.record.get("config") or {}, ""))
 
     @cached_property
@@ -83,7 +83,7 @@ def collect(patterns: Sequence[str]) -> tuple[list[Run], list[Run]]:
     Raises:
         UserError: There is no run at all.
     """
-    found = [Run(path.parent, _read(path)) for path in sorted(set(_records(patterns)))]
+    found = [Run(path.parent, read(path)) for path in sorted(set(_records(patterns)))]
     if not found:
         raise UserError(
             f"No run folder in {', '.join(patterns)}.",
@@ -94,6 +94,15 @@ def collect(patterns: Sequence[str]) -> tuple[list[Run], list[Run]]:
         newest[run.identity] = run
     tested = sorted(newest.values(), key=lambda r: r.folder)
     return tested, [r for r in found if not _tested(r)]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Content of a ``run.json``; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def value(run: Run, key: str) -> Any:  # noqa: ANN401 - any config value
@@ -181,14 +190,6 @@ def _records(patterns: Sequence[str]) -> Iterator[Path]:
                 below[:] = sorted(set(below) - INSIDE)
                 if FILE in files:
                     yield Path(folder) / FILE
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {"status": "unreadable"}
-    return content if isinstance(content, dict) else {"status": "unreadable"}
 
 
 def _tested(run: Run) -> bool:
