@@ -23,7 +23,12 @@ def begin(cwd, *options, **deeds):
     surroundings = environment() | {"DEEDS": json.dumps({k.strip("_"): v for k, v in deeds.items()})}
     command = [sys.executable, str(JOB), "-m", "hydra/launcher=process", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=surroundings, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=surroundings, preexec_fn=hear_ctrl_c, **pipes)
+
+
+def hear_ctrl_c():
+    """A shell's background job ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def sweep(cwd, *options, **deeds):
