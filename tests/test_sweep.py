@@ -23,7 +23,7 @@ def begin(cwd, *options, **deeds):
     surroundings = environment() | {"DEEDS": json.dumps({k.strip("_"): v for k, v in deeds.items()})}
     command = [sys.executable, str(JOB), "-m", "hydra/launcher=process", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=surroundings, preexec_fn=hear_ctrl_c, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=surroundings, preexec_fn=hear_ctrl_c, **pipes)  # noqa: PLW1509 - no threads here
 
 
 def hear_ctrl_c():
