@@ -43,7 +43,7 @@ bench: setup
 lock: setup
 	( echo "# Every package of the tested environment, exactly. Made by 'make lock'; pyproject.toml says why each one is needed."; \
 	  $(UV) pip compile --quiet --python-version 3.11 --no-header --no-annotate \
-	  --extra wandb --extra search --extra dev pyproject.toml ) > requirements.lock.new
+	  --extra wandb --extra search --extra export --extra slurm --extra dev pyproject.toml ) > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 wandb-sync: setup
