@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 NAMES = (
     "support", "precision", "loader", "memory", "startup", "detection", "ssim", "neighbours", "subspace",
-    "heads", "views", "centres",
+    "heads", "views", "centres", "paste",
 )  # fmt: skip
 """Modules of this folder; each has ``measure(*, quick) -> Report``."""
 

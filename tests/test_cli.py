@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from cli import ROOT, environment, run
@@ -21,7 +20,6 @@ print(sorted({{"torch", "lightning", "torchvision", "wandb", "timm"}} & set(sys.
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_help_and_config_need_no_torch(arguments, tmp_path):
     code = PROBE.format(arguments=arguments, path=str(ROOT / "run.py"))
-    begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -31,7 +29,6 @@ def test_help_and_config_need_no_torch(arguments, tmp_path):
         check=True,
     )
     assert done.stdout.rstrip().endswith("[]")
-    assert time.perf_counter() - begin < 10  # about one second on an idle machine
 
 
 def test_help_lists_every_choice(tmp_path):
@@ -54,15 +51,17 @@ def test_help_lists_every_choice(tmp_path):
         (["metod=sofs"], "no option metod", "Did you mean method?"),
         (["data.shots=5"], "no option data.shots", "Did you mean data.shot?"),
         (["sed=1"], "no option sed", "Did you mean seed?"),
-        (
+        pytest.param(
             ["method=srgan", "trainer=smoke", "trainer.gradient_clip_val=1.0", "data.reader.good=6"],
             "Srgan has no gradient that the trainer could clip",
             "trainer.gradient_clip_val=null",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["method=sofs", "+data.protocol=plain"],
             "SOFS does not work with data.protocol=plain",
             "Set data.protocol=episodic",
+            marks=pytest.mark.slow,
         ),
         (
             ["method.head.reduce_dims=3"],
@@ -87,6 +86,7 @@ def test_mistakes_are_two_lines(arguments, says, hint, tmp_path):
     assert "+" not in lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

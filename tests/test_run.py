@@ -109,6 +109,7 @@ def test_train_leaves_a_run_folder(trained):
     assert 0 < record["parameters"]["trained"] < record["parameters"]["all"]
 
 
+@pytest.mark.slow
 def test_the_episodes_of_a_test_add_up_to_its_result(trained):
     folder, _ = trained
     sums = {}

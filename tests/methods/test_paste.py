@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ import torch
 from cli import run
 from PIL import Image
 
-from fewspect.data.labelled import LabelledDataset, chosen
-from fewspect.data.readers import folder, toy
+from fewspect.data.readers import folder
 from fewspect.errors import UserError
 from fewspect.methods.paste.blend import alpha_blend, grown, poisson
 from fewspect.methods.paste.method import Paste
@@ -153,20 +151,6 @@ def test_what_is_missing_is_named():
         paste.setup_data(DataInfo(CLASSES, tasks=frozenset({"classify"}), protocol="labelled"))
 
 
-def test_a_hundred_images_a_second_on_one_core(tmp_path):
-    index = toy.read(str(tmp_path), images_per_class=3, val_per_class=1, good=6, products=["wood", "board"])
-    paste = Paste()
-    paste.setup_data(DataInfo(index.classes, tasks=index.tasks, side=128, protocol="labelled"))
-    for item in LabelledDataset(chosen(index, "train", None, 4, 0), index.classes, side=128):
-        paste.observe([item])
-    paste.generate(range(10))
-    begin = time.process_time()
-    paste.generate(range(100))
-    rate = 100 / (time.process_time() - begin)
-    print(f"{rate:.0f} images/s")
-    assert rate > 100
-
-
 # -- the command line ----------------------------------------------------------------------------------------
 
 TOY = (
@@ -189,6 +173,7 @@ def generated(tmp_path_factory):
     return place, done
 
 
+@pytest.mark.slow
 def test_generate_writes_a_data_set(generated):
     place, done = generated
     made = place / "made"
@@ -229,6 +214,7 @@ def test_every_other_method_takes_a_generated_set(generated):
     assert "everything fits" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says", "hint"),
     [
