@@ -22,9 +22,10 @@ ALLOWED = {
     "callbacks": BASE,
     "export": BASE | {"methods", "inference"},
     "inference": BASE | {"nn", "methods"},
+    "inspection": BASE | {"data", "methods"},
     "report": {"errors"},
     "engine": BASE
-    | {"nn", "backbones", "data", "metrics", "methods", "callbacks", "export", "report", "inference"},
+    | {"nn", "backbones", "data", "metrics", "methods", "callbacks", "export", "report", "inference", "inspection"},
 }
 ONLY_IN = {"hydra": {"engine"}, "omegaconf": {"engine"}}
 ONE_FILE = {"wandb": "engine/loggers.py"}

@@ -161,6 +161,15 @@ class FeatureBank:
             config=self.config,
         )
 
+    @torch.inference_mode()
+    def describe(self, pictures: Sequence[Picture]) -> Tensor:
+        """Features (N, V, T, D) float16 of pictures that are at hand."""
+        self.backbone.to(self.device)
+        rows: list[Tensor] = []
+        for picture in pictures:
+            rows += self._described([self.look(picture)])
+        return torch.stack(rows).half()
+
     @property
     def config(self) -> dict[str, Any]:
         """What the features depend on beside the instances; plain values."""

@@ -3,9 +3,9 @@
 ``make`` is the only place that calls Hydra's ``instantiate``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
@@ -13,10 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from fewspect.data.bank import ViewOptions
 from fewspect.data.module import DataModule
 from fewspect.engine import allow, check, loggers
 from fewspect.errors import UserError
+from fewspect.inspection import Options as Inspection
 from fewspect.methods.base import Method
+from fewspect.methods.classifier import Classifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,7 @@ class Options:
     compile: bool = False
     allow: Sequence[str] = ()
     debug: bool = False
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,15 @@ class Generate:
 
     count: int = 64
     folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect(Inspection):
+    """The group ``inspect`` of ``conf/config.yaml``: what is reported, and how classes are told apart."""
+
+    classifier: Classifier
+    views: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    schema: ClassVar[dict[str, Any]] = {"views": ViewOptions}
 
 
 ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")
@@ -64,7 +77,13 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
     options = {key: value for key, value in tree.items() if key not in groups}
     check.require(
         groups | {"": options},
-        {"trainer": pl.Trainer, "logger": loggers.build, "generate": Generate, "": Options},
+        {
+            "trainer": pl.Trainer,
+            "logger": loggers.build,
+            "inspect": Inspect,
+            "generate": Generate,
+            "": Options,
+        },
     )
     return tree
 

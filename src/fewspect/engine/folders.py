@@ -34,6 +34,9 @@ OF_A_DATA_SET = ("root", "fold", "category", "object", "support", "query", "read
 LASTING = ("process", "slurm", "search")
 """Launchers and sweepers that continue a sweep."""
 
+INSPECTS = "subspace"
+"""What ``mode=inspect`` detects with where no method is named: one pass, a few megabytes."""
+
 LONGEST_NAME = 60
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -82,9 +85,14 @@ def with_choices_of_run(arguments: list[str]) -> list[str]:
             raise UserError(
                 "resume=true needs the folder to continue.", "Add run=<folder>, e.g. run=logs/sofs/toy/..."
             )
-        return [*brought_backbone(typed), *arguments]
+        return [*_method_of(typed), *brought_backbone(typed), *arguments]
     require_run(Path(run[0]))
     return [*(o for o in recorded(Path(run[0])) if _still_holds(o, typed)), *arguments]
+
+
+def _method_of(typed: Mapping[str, str]) -> list[str]:
+    """The method of a mode that needs another one than the default; none when one was typed."""
+    return [f"method={INSPECTS}"] if typed.get("mode") == "inspect" and "method" not in typed else []
 
 
 def _still_holds(override: str, typed: Mapping[str, str]) -> bool:

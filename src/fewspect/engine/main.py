@@ -183,10 +183,18 @@ def compare(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     tables.farewell(folder)
 
 
+def inspect(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Judge parts by good images and a few labelled defects: decision, place, class and size."""
+    from fewspect.engine import inspection  # noqa: PLC0415
+
+    inspection.inspect(cfg, folder, extra)
+
+
 MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "train": train,
     "test": test,
     "predict": predict,
+    "inspect": inspect,
     "generate": generate,
     "check": check,
     "compare": compare,

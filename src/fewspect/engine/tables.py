@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fewspect.report.inspection import Summary, sentences, short
+from fewspect.report.inspection import cell as shown
 from fewspect.report.records import Run
 from fewspect.report.tables import Comparison, costs, grid, legend
 
@@ -16,6 +18,8 @@ COUNTS = ("classes", "episodes", "episodes_empty", "episodes_ignored")
 
 MOST = 40
 """Rows of a further table (say, of defect types) from which on it is left to the file."""
+
+INSPECTED = ("class", "score", "regions", "area_pixels", "length_pixels", "area_mm2", "length_mm")
 
 FILE, SAMPLINGS = "results.csv", "samplings.csv"
 
@@ -84,6 +88,26 @@ def show_comparison(comparison: Comparison, others: Sequence[Run]) -> None:
     console.print(legend(comparison), highlight=False)
     for run in others:
         console.print(f"without a result: {run.folder} ({run.status})", highlight=False, soft_wrap=True)
+
+
+def show_inspection(told: Summary, rows: Sequence[Row]) -> None:
+    """Print the images that were called defective, the most striking first, and the summary."""
+    console = Console(width=None if Console().is_terminal else 160)
+    called = sorted((r for r in rows if r["decision"] == "defect"), key=lambda r: -float(r["score"]))
+    table = Table(title="called defective", title_justify="left")
+    columns = [c for c in INSPECTED if any(c in r for r in called)]
+    names = short(rows)
+    table.add_column("image", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in called[:MOST]:
+        table.add_row(names[str(row["file"])], *(shown(row, c) for c in columns))
+    if called:
+        console.print(table)
+    if len(called) > MOST:
+        console.print(f"and {len(called) - MOST} more, see inspection.csv", highlight=False)
+    for line in sentences(told):
+        console.print(line, highlight=False)
 
 
 def save(rows: Sequence[Row], folder: Path, name: str = FILE) -> None:

@@ -34,17 +34,22 @@ def to_html(comparison: Comparison, others: Sequence[Run] = (), title: str = "Co
         f'<p class="dim">{number} runs · {escape(grouped)}</p>',
     ]
     for metric in comparison.metrics:
-        parts += [f"<h2>{escape(metric)}</h2>", _table(grid(comparison, metric))]
+        parts += [f"<h2>{escape(metric)}</h2>", table(grid(comparison, metric))]
         if metric == main:
             parts.append(f'<p class="dim">{escape(legend(comparison, "Highlighted:"))}</p>')
             parts += [_bars(comparison, column, main) for column in comparison.column_names]
-    parts += ["<h2>Cost</h2>", _table(costs(comparison))]
+    parts += ["<h2>Cost</h2>", table(costs(comparison))]
     parts += [_curves(comparison), _panels(comparison), _failures(others)]
+    return document(title, "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """A page of our looks around a body; style and script are inside."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
     return (
         f"<!doctype html><html lang=en><head>{head}<title>{escape(title)}</title>"
         f"<style>{_part('page.css')}</style></head>"
-        f"<body>{''.join(parts)}<script>{_part('page.js')}</script></body></html>\n"
+        f"<body>{body}<script>{_part('page.js')}</script></body></html>\n"
     )
 
 
@@ -53,7 +58,8 @@ def _part(name: str) -> str:
     return (Path(__file__).parent / name).read_text("utf-8")
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose headings sort it; the first line holds them, a cell that ends with `` *`` is the best."""
     head, *body = lines
     top = "".join(f"<th>{escape(c)}</th>" for c in head)
     rows = "".join(f"<tr>{''.join(map(_data, line))}</tr>" for line in body)
