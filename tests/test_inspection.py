@@ -272,7 +272,7 @@ def test_the_command_leaves_tables_page_pictures_and_the_artefact(inspected):
     assert record["metrics"]["inspect/detection_rate"] == 1.0
     page = (folder / "inspection.html").read_text("utf-8")
     assert page.count("data:image/jpeg") == 6
-    assert done.stdout.strip().splitlines()[-1] == "first"
+    assert done.stdout.strip().splitlines()[-1] == str(folder)
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ ALLOWED = {
     "inspection": BASE | {"data", "methods"},
     "report": {"errors"},
     "engine": BASE
-    | {"nn", "backbones", "data", "metrics", "methods", "callbacks", "export", "report", "inference", "inspection"},
+    | {"nn", "backbones", "data", "metrics", "methods", "callbacks", "export", "report", "inference"}
+    | {"inspection"},
 }
 ONLY_IN = {"hydra": {"engine"}, "omegaconf": {"engine"}}
 ONE_FILE = {"wandb": "engine/loggers.py"}
