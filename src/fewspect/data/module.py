@@ -1,10 +1,8 @@
 """The one LightningDataModule: the same episodes for any number of workers, ranks and restarts."""
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -20,14 +18,15 @@ from fewspect.data.feature_episodes import FeatureEpisodes
 from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
 from fewspect.data.labelled import LabelledDataset, labelled
-from fewspect.data.plain import PlainDataset, good
+from fewspect.data.plain import PlainDataset, asked, plain
+from fewspect.data.reading import reading
 from fewspect.data.sharding import ResumableSampler, ShardSampler
 from fewspect.data.splits import asked_and_support, with_val
 from fewspect.data.transforms import Augment
 from fewspect.data.way_source import WayDatasets, WaySource
 from fewspect.data.ways import WayOptions
 from fewspect.errors import UserError
-from fewspect.types import DataInfo, Episode, Sample
+from fewspect.types import DataInfo, Episode
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +212,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def tests(self) -> bool:
         """Whether there is anything to test on; neither a folder of good parts nor a generator has."""
-        return self.protocol != "labelled" and (self.protocol != "plain" or bool(self._asked("test")))
+        return self.protocol != "labelled" and (self.protocol != "plain" or bool(asked(self.index, "test")))
 
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
@@ -306,33 +305,16 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _make_plain(self, part: Part) -> PlainDataset:
-        if part in ("train", "val"):
-            known, held = good(self.index, self.shot, self.seed, hold_out=self.hold_out)
-            samples = known if part == "train" else held
-        else:
-            samples = self._asked(part)
-        return PlainDataset(
-            samples,
+        return plain(
+            self.index,
             part,
+            (self.shot, self.hold_out),
             side=self.cropper.side,
             zoom=self.zoom,
-            train=part == "train",
             augment=self.augment,
             length=self.limits[part],
             seed=self.seed,
         )
-
-    def _asked(self, part: Part) -> list[Sample]:
-        """Images of an evaluation: the split's; for a test every defect beside, since none was learned from.
-
-        A folder of images without splits, say of new parts, is asked about as a whole.
-        """
-        split = asked_and_support(self.index, part)[0]
-        every = self.index.samples
-        chosen = [s for s in every if s.split == split or (part == "test" and s.label > 0)]
-        if part == "predict" and not chosen:
-            return [replace(s, regions={}, label=-1) for s in every]
-        return chosen
 
     def _refuse(self, normal_shot: int) -> None:
         if self.protocol in ("features", "ways") and self.shot is not None and self.shot < 0:
@@ -356,32 +338,6 @@ class DataModule(pl.LightningDataModule):
 def as_list(batch: list[Episode]) -> list[Episode]:
     """Episodes differ in size: a batch is their list."""
     return batch
-
-
-def reading(reader: Callable[..., Index] | None, **options: Any) -> Callable[[], Index]:  # noqa: ANN401
-    """Return the reader with those options that are given and that it takes.
-
-    Raises:
-        UserError: ``category`` is asked of a reader that knows no products.
-    """
-    if reader is None:
-        return _without_images
-    if options.get("category") == "all":
-        options["category"] = None
-    given = {k: v for k, v in options.items() if v is not None}
-    taken = inspect.signature(reader).parameters
-    if "category" in given and "category" not in taken:
-        raise UserError(
-            f"data.category={given['category']}: this data set is not divided into categories.",
-            "Leave data.category out.",
-        )
-    return lambda: reader(**{k: v for k, v in given.items() if k in taken})
-
-
-def _without_images() -> Index:
-    raise UserError(
-        "This data set holds features, no images.", "Choose a method with data.protocol=features."
-    )
 
 
 def _augmentation(protocol: str, augment: bool | str) -> Change | None:
