@@ -14,10 +14,11 @@ from fewspect.data.bank import Backbone
 from fewspect.data.crops import Change, Cropper
 from fewspect.data.entries import EntryTable, class_entries, normal_entries
 from fewspect.data.episodes import EpisodeDataset, Recipe
+from fewspect.data.extra import Extra
 from fewspect.data.feature_episodes import FeatureEpisodes
 from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
-from fewspect.data.labelled import LabelledDataset, labelled
+from fewspect.data.labelled import Labelled, LabelledDataset
 from fewspect.data.plain import PlainDataset, asked, plain
 from fewspect.data.reading import reading
 from fewspect.data.sharding import ResumableSampler, ShardSampler
@@ -45,7 +46,8 @@ class DataModule(pl.LightningDataModule):
     the data set, which ``backbone`` sees in several views.
     ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
     texts; ``shot=0`` leaves the texts alone.
-    ``protocol=labelled``: images with class labels per pixel, for generators.
+    ``protocol=labelled``: images with class labels per pixel, for generators and supervised segmenters; with
+    ``shot`` so many images per product and class learn and all others are asked.
 
     Args:
         reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
@@ -61,6 +63,8 @@ class DataModule(pl.LightningDataModule):
         backbone: ``features`` and ``ways`` from a data set: the frozen network that describes its images.
         features: ``features``: fields of ``FeatureOptions``.
         ways: ``ways``: fields of ``WayOptions``.
+        extra_root: ``labelled``: a folder of further training images, say a generated set; classes by name.
+        extra_ratio: ``labelled``: how many of them per image of the data set; None = all.
         text: ``ways``: class descriptions (JSON) or text features (safetensors); None = class names.
         encoder: ``ways``: encodes texts.
         side: Side of the network input in pixels.
@@ -107,6 +111,8 @@ class DataModule(pl.LightningDataModule):
         backbone: Backbone | None = None,
         features: Mapping[str, Any] | None = None,
         ways: Mapping[str, Any] | None = None,
+        extra_root: str | None = None,
+        extra_ratio: float | None = None,
         text: str | None = None,
         encoder: Any = None,  # noqa: ANN401 - a text encoder; only bank.py may know backbones
         side: int = 128,
@@ -136,7 +142,8 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.protocol, self.shot, self.hold_out, self.zoom = protocol, shot, hold_out, zoom
-        self._shots = (shot, normal_shot)
+        extra = Extra(extra_root, extra_ratio) if extra_root else None
+        self.labelled = Labelled(shot, normal_shot, seed, extra)
         self._refuse(normal_shot)
         self._read = reading(reader, root=root, fold=fold, category=category or object)
         files = (support, query if isinstance(query, str) else None)
@@ -192,7 +199,7 @@ class DataModule(pl.LightningDataModule):
             names = self.ways.pool.classes
             return DataInfo(names, (), frozenset({"classify"}), False, self.cropper.side, self.protocol)
         index = self.index
-        detect = self.protocol == "plain" or self.recipe.shot == 0
+        detect = self.protocol == "plain" or (self.protocol == "episodic" and self.recipe.shot == 0)
         return DataInfo(index.classes, index.products, index.tasks, detect, self.cropper.side, self.protocol)
 
     def setup(self, stage: str | None = None) -> None:
@@ -211,8 +218,8 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def tests(self) -> bool:
-        """Whether there is anything to test on; neither a folder of good parts nor a generator has."""
-        return self.protocol != "labelled" and (self.protocol != "plain" or bool(asked(self.index, "test")))
+        """Whether there is anything to test on; a folder of good parts has nothing."""
+        return self.protocol != "plain" or bool(asked(self.index, "test"))
 
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
@@ -275,10 +282,13 @@ class DataModule(pl.LightningDataModule):
         return {
             "episodic": self._make,
             "plain": self._make_plain,
-            "labelled": lambda part: labelled(self.index, part, self._shots, self.cropper.side, self.seed),
+            "labelled": self._make_labelled,
             "features": self._make_features,
             "ways": lambda part: self.ways.dataset(part, self.shot, length=self.limits["train"]),
         }
+
+    def _make_labelled(self, part: Part) -> LabelledDataset:
+        return self.labelled.dataset(self.index, part, self.cropper.side, self.augment, self.limits[part])
 
     def _make_features(self, part: Part) -> FeatureEpisodes:
         return self.source.episodes(part, lambda: self.index, self.shot, self.seed)
@@ -343,7 +353,7 @@ def as_list(batch: list[Episode]) -> list[Episode]:
 def _augmentation(protocol: str, augment: bool | str) -> Change | None:
     if not augment or protocol == "features":
         return None
-    if protocol == "episodic":
+    if protocol in ("episodic", "labelled"):
         return Augment()
     return classic.preset("upright" if augment is True else augment)
 

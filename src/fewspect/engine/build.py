@@ -42,6 +42,16 @@ class Generate:
 
     count: int = 64
     folder: str | None = None
+    batch: int = 16
+    reject: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """The group ``evaluate`` of ``conf/config.yaml`` and its types."""
+
+    generated: str | None = None
+    limit: int = 500
 
 
 ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")
@@ -64,7 +74,13 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
     options = {key: value for key, value in tree.items() if key not in groups}
     check.require(
         groups | {"": options},
-        {"trainer": pl.Trainer, "logger": loggers.build, "generate": Generate, "": Options},
+        {
+            "trainer": pl.Trainer,
+            "logger": loggers.build,
+            "generate": Generate,
+            "evaluate": Evaluate,
+            "": Options,
+        },
     )
     return tree
 
