@@ -158,7 +158,7 @@ class Stop(Callback):
 
     def on_train_batch_start(self, trainer, *rest):
         if trainer.global_step == self.step:
-            self.keeper._note(15)
+            self.keeper._note(15, None)
 
 
 def fit(reader, folder, *, stop=None, start=None):

@@ -5,7 +5,6 @@ set. Training items are squashed to the network's side, masks by their nearest p
 epoch; evaluation items are whole images in their own pixels.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,8 +24,6 @@ from fewspect.draws import rng
 from fewspect.errors import UserError
 from fewspect.nn.windows import squash, squash_labels
 from fewspect.types import IGNORE, Episode, Sample
-
-log = logging.getLogger(__name__)
 
 KEPT_BYTES = 1 << 28
 """Decoded training images are kept up to this size: few shots are read once, not once per epoch."""
@@ -185,8 +182,6 @@ class Labelled:
         if train and self.extra is not None:
             tested = self._tested(index, samples, required=False)
             samples = [*samples, *self.extra.samples(index.classes, len(samples), tested, self.seed)]
-        if train:
-            log.info("%d images to learn from", len(samples))
         return LabelledDataset(
             samples,
             index.classes,

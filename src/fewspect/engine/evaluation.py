@@ -113,7 +113,8 @@ def evaluate(real: Index, place: Path, backbone: Backbone, *, limit: int, seed: 
     report = Report()
     made = folder.read(str(place))
     wrong = [p for p in made.check() if p.level == "error"]
-    ours = _some([s for s in made.samples if s.label >= 0], limit, seed)
+    bad = {p.path for p in wrong}
+    ours = _some([s for s in made.samples if s.label >= 0 and str(s.image) not in bad], limit, seed)
     if not ours:
         raise UserError(f"{place} holds no image to evaluate.", "Name a folder of mode=generate.")
     known, fresh = _divided(real, made, place, report)
@@ -167,10 +168,10 @@ class _Look:
         empty = torch.zeros(0, self.backbone.dim)
         return Looked(
             samples,
-            small=torch.cat(small),
-            image=torch.cat(image),
-            defect=torch.cat(defect) if defect else empty,
-            cells=torch.cat(cells),
+            small=torch.cat(small) if small else empty,
+            image=torch.cat([empty, *image]),
+            defect=torch.cat([empty, *defect]),
+            cells=torch.cat(cells) if cells else empty,
             area=np.array(area),
             contrast=np.array(contrast),
             regions=np.array(regions),
