@@ -139,6 +139,11 @@ def evaluate(real: Index, place: Path, backbone: Backbone, *, limit: int, seed: 
         f"compared: {len(ours)} generated, {len(sets[1].samples)} real ones"
         + (f" that the generator has not seen, {len(known)} that it has" if apart else ""),
     ]
+    if min(len(ours), len(sets[1].samples)) <= backbone.dim:
+        report.notes.append(
+            f"fewer images than features ({backbone.dim}): Frechet distances are too large, "
+            "trust the kernel distance"
+        )
     report.notes += [f"problem: {p}" for p in wrong[:5]]
     return report
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from fewspect.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from fewspect.errors import UserError
 
+PRIOR = 0.95
+"""Share of background that the untrained U-Net answers: defects are rare, and steps are few."""
+
 GROUPS = 8
 """Groups of the normalisation: batches are small, so that batch statistics would be noise."""
 
@@ -47,6 +50,8 @@ class UNet(nn.Module):
         mix = (nn.GroupNorm(1, context), nn.Conv2d(context, widths[self.level], 1)) if context else ()
         self.mix = nn.Sequential(*mix)
         self.head = nn.Conv2d(width, outputs, 1)
+        bias = [math.log(PRIOR), *[math.log((1 - PRIOR) / max(1, outputs - 1))] * (outputs - 1)]
+        self.head.bias = nn.Parameter(torch.tensor(bias))
 
     def forward(self, image: Tensor, context: Tensor | None = None) -> Tensor:
         """Logits of images; ``context`` (B, C, h, w) are backbone features."""
