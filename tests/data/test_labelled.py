@@ -119,8 +119,10 @@ def test_groups_are_not_torn_apart(reader):
 
 def test_where_nothing_is_left_to_ask_it_is_said(reader):
     with pytest.raises(UserError, match=r"No image is left to ask .*"):
-        make(reader, shot=None).dataset("test")
+        make(reader, shot=None).require_test()
+    make(reader, shot=2).require_test()
     everything = make(reader, shot=None)
+    assert {e.shown[0] for e in everything.dataset("test") if e.shown} == {"blob"}, "its own split"
     assert len(everything.dataset("train")) == 2 * 3 * 6 + 2
 
 

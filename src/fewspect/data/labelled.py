@@ -160,8 +160,7 @@ class Labelled:
     def samples(self, index: Index, part: str) -> list[Sample]:
         """Images of ``train`` (without further ones), ``val``, ``test`` or ``predict``.
 
-        Raises:
-            UserError: ``test``: no image shows a class that was learned.
+        Where no class that is learned is left to ask about, ``test`` is the data set's own split.
         """
         if part == "predict":
             return asked(index, part)
@@ -172,7 +171,7 @@ class Labelled:
             if self.shot is None and (own := chosen(index, "val", None, self.normal_shot, self.seed)):
                 return own
             return train
-        return self._tested(index, train)
+        return self._tested(index, train) or asked(index, part)
 
     def dataset(
         self, index: Index, part: str, side: int, augment: Change | None, length: int | None
@@ -180,7 +179,7 @@ class Labelled:
         """The items of a part."""
         train, samples = part == "train", self.samples(index, part)
         if train and self.extra is not None:
-            tested = self._tested(index, samples, required=False)
+            tested = self._tested(index, samples)
             samples = [*samples, *self.extra.samples(index.classes, len(samples), tested, self.seed)]
         return LabelledDataset(
             samples,
@@ -193,7 +192,8 @@ class Labelled:
             seed=self.seed,
         )
 
-    def _tested(self, index: Index, train: list[Sample], *, required: bool = True) -> list[Sample]:
+    def _tested(self, index: Index, train: list[Sample]) -> list[Sample]:
+        """Images that show what is learned, and good ones of the test split; none without the first."""
         split = asked_and_support(index, "test")[0]
         learned = {(s.product, name) for s in train for name in s.regions}
         seen, groups = {s.image for s in train}, {s.group for s in train if s.group}
@@ -202,12 +202,19 @@ class Labelled:
             left = [s for s in left if s.split == split]
         defects = [s for s in left if any((s.product, name) in learned for name in s.regions)]
         goods = [s for s in left if s.label == 0 and s.split == split]
-        if required and not defects:
+        return [*defects, *goods] if defects else []
+
+    def require_test(self, index: Index) -> None:
+        """Refuse a training whose classes nobody asks about.
+
+        Raises:
+            UserError: No image of the test shows a class that is learned.
+        """
+        if not self._tested(index, self.samples(index, "train")):
             raise UserError(
                 "No image is left to ask about that shows a class which is learned.",
                 "data.shot=5: five images per class learn, the others are asked; mode=check shows the data.",
             )
-        return [*defects, *goods]
 
 
 def labels(sample: Sample, classes: Sequence[str]) -> Tensor | None:

@@ -221,6 +221,12 @@ class DataModule(pl.LightningDataModule):
         """Whether there is anything to test on; a folder of good parts has nothing."""
         return self.protocol != "plain" or bool(asked(self.index, "test"))
 
+    def require_test(self) -> None:
+        """Make the test, so that one that cannot be made is told before the training."""
+        self.dataset("test")
+        if self.protocol == "labelled":
+            self.labelled.require_test(self.index)
+
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
         self._resumed = (epoch, start * self._per_step)

@@ -66,7 +66,7 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
     with concluded(tree, folder, "test") as s:
         tested = s.data.tests and s.method.task != "generate"
         if tested:
-            s.data.dataset("test")  # a test that cannot be made is told before the training
+            s.data.require_test()
         else:
             s.record.final = "fit"
         if s.method.fit_kind != "none":
