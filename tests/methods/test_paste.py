@@ -219,7 +219,6 @@ def test_the_manifest_says_where_samples_come_from(generated):
         assert sample["group"].startswith(sample["product"] + "/")
         assert sample["group"].rsplit("/", 1)[1] == sample["defects"].split()[0].split(":")[1]
         assert sample["change_inside"] > 5 * sample["change_outside"]
-        assert sample["nearest_ratio"] < 1
     ratios = [s["nearest_ratio"] for s in samples]
     assert np.median(ratios) < 0.5, "a training image with a defect on it is a near copy"
     nearest = [s["nearest"].split("/")[-1] == s["good"] for s in samples]

@@ -171,7 +171,8 @@ class Labelled:
             if self.shot is None and (own := chosen(index, "val", None, self.normal_shot, self.seed)):
                 return own
             return train
-        return self._tested(index, train) or asked(index, part)
+        split = asked_and_support(index, part)[0]
+        return self._tested(index, train) or [s for s in index.samples if s.split == split]
 
     def dataset(
         self, index: Index, part: str, side: int, augment: Change | None, length: int | None
