@@ -147,7 +147,8 @@ class Episode(_Movable):
         support_count: (S,) float32, see ``Support.count``.
         query_image: training: (Q, 3, h, w) float32 in [0, 1], network side; evaluation: (1, 3, H, W) uint8,
             original pixels.
-        query_mask: (Q, h, w) or (1, H, W) uint8 in {0, 1, 255}; for generators class labels, 0 = background.
+        query_mask: (Q, h, w) or (1, H, W) uint8 in {0, 1, 255}; with ``data.protocol=labelled``
+            class labels, 0 = background.
         query_label: (Q,) int64: 1 when the query shows the class, 0 when it is normal. Classification:
             position + 1 in ``classes``, 0 = none of them, -1 = not known.
         classes: Names of the classes asked for, in label order.
@@ -205,7 +206,7 @@ class Prediction(_Movable):
     Attributes:
         prob: (Q, H, W) float: foreground probability in [0, 1], or a raw anomaly map (higher = more
             anomalous, never clamped, see ``scale``).
-        mask: (Q, H, W) uint8: the decision per pixel.
+        mask: (Q, H, W) uint8: the decision per pixel, see ``labels``.
         score: (Q,) float: raw image score, never clamped.
         decision: (Q,) uint8: the decision per image, 1 = defective.
         scale: Values of ``prob`` that pictures show as 0 and 1.
@@ -213,6 +214,7 @@ class Prediction(_Movable):
             where it is not simply the largest: -1 = none of the classes.
         image: (Q, 3, H, W) float: reconstruction or sample.
         extra: Named tensors for panels.
+        labels: Names of the labels 1, 2, ... where ``mask`` holds labels (supervised segmenters); else empty.
     """
 
     prob: Tensor | None = None
@@ -223,6 +225,7 @@ class Prediction(_Movable):
     logits: Tensor | None = None
     image: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +236,14 @@ class Generated:
         image: (3, H, W) uint8.
         mask: (H, W) uint8 class labels: 0 background, k ``Generator.classes[k - 1]``.
         product: The inspected object.
-        origin: What it was made of, for the manifest.
+        origin: What it was made of, for the manifest; values are plain.
+        group: The real image that it derives from: samples of one group are not torn apart; empty = alone.
+        ground: (3, H, W) uint8: the picture that a defect was put onto, if there was one.
     """
 
     image: Tensor
     mask: Tensor
     product: str = ""
-    origin: Mapping[str, str] = field(default_factory=dict[str, str])
+    origin: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])
+    group: str = ""
+    ground: Tensor | None = None

@@ -9,6 +9,7 @@ import torch
 from cli import run
 from PIL import Image
 
+from fewspect.data import rle
 from fewspect.data.readers import folder
 from fewspect.errors import UserError
 from fewspect.methods.paste.blend import alpha_blend, grown, poisson
@@ -158,17 +159,18 @@ TOY = (
     "data.workers=0",
     "data.side=64",
     "data.reader.side=64",
-    "data.reader.images_per_class=3",
+    "data.reader.images_per_class=7",
     "data.reader.val_per_class=1",
     "data.reader.good=6",
     "+data.reader.products=[wood,board]",
+    "+data.reader.defects=[hole,stain,thread,blob]",
 )
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     place = tmp_path_factory.mktemp("generated")
-    done = run(*TOY, "mode=generate", "generate.count=24", "generate.folder=made", cwd=place)
+    done = run(*TOY, "mode=generate", "generate.count=48", "generate.folder=made", cwd=place)
     assert done.returncode == 0, done.stderr
     return place, done
 
@@ -178,7 +180,7 @@ def test_generate_writes_a_data_set(generated):
     place, done = generated
     made = place / "made"
     manifest = json.loads((made / "manifest.json").read_text())
-    assert (manifest["seed"], len(manifest["samples"])) == (0, 24)
+    assert (manifest["seed"], len(manifest["samples"])) == (0, 48)
     assert manifest["method"].endswith("Paste")
     rows = list(csv.DictReader((made / "index.csv").open()))
     assert [r["image"] for r in rows] == [s["image"] for s in manifest["samples"]]
@@ -192,6 +194,48 @@ def test_generate_writes_a_data_set(generated):
     assert not list(place.glob(".made-*"))
 
 
+def test_the_manifest_says_where_samples_come_from(generated):
+    place, _ = generated
+    manifest = json.loads((place / "made" / "manifest.json").read_text())
+    samples = manifest["samples"]
+    assert [s["number"] for s in samples] == list(range(48))
+    assert len(set(manifest["seen"])) == len(manifest["seen"]) == 2 * (3 * 6 + 3)
+    for sample in samples:
+        assert sample["group"].startswith(sample["product"] + "/")
+        assert sample["group"].rsplit("/", 1)[1] == sample["defects"].split()[0].split(":")[1]
+        assert sample["change_inside"] > 5 * sample["change_outside"]
+    ratios = [s["nearest_ratio"] for s in samples]
+    assert np.median(ratios) < 0.5, "a training image with a defect on it is a near copy"
+    nearest = [s["nearest"].split("/")[-1] == s["good"] for s in samples]
+    assert np.mean(nearest) > 0.9
+    index = folder.read(str(place / "made"))
+    groups = {s.image.name: s.group for s in index.samples}
+    assert groups == {s["image"].split("/")[1]: s["group"] for s in samples}
+    sides = {}
+    for sample in index.samples:
+        sides.setdefault(sample.group, set()).add(sample.split)
+    assert all(len(found) == 1 for found in sides.values()), "a group is on one side"
+
+
+def test_coco_says_the_same_as_the_masks(generated):
+    place, _ = generated
+    content = json.loads((place / "made" / "annotations.json").read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    manifest = json.loads((place / "made" / "manifest.json").read_text())
+    assert list(names.values()) == manifest["classes"]
+    for image in content["images"]:
+        mask = np.asarray(Image.open(place / "made" / image["file_name"].replace("images", "masks")))
+        again = np.zeros_like(mask)
+        for found in (a for a in content["annotations"] if a["image_id"] == image["id"]):
+            region = rle.decode(found["segmentation"]["counts"], image["height"], image["width"])
+            assert region.sum() == found["area"]
+            x, y, width, height = found["bbox"]
+            assert region[y : y + height, x : x + width].sum() == found["area"]
+            assert region.any(0).sum() == width
+            again[region] = found["category_id"]
+        assert np.array_equal(again, mask)
+
+
 def test_a_generated_set_is_read_back(generated):
     place, _ = generated
     manifest = json.loads((place / "made" / "manifest.json").read_text())
@@ -199,7 +243,7 @@ def test_a_generated_set_is_read_back(generated):
     assert index.classes == tuple(manifest["classes"])
     assert set(index.products) == {"wood", "board"}
     assert not [p for p in index.check() if p.level == "error"]
-    assert len(index) == 24
+    assert len(index) == 48
     for sample in index.samples:
         [row] = [s for s in manifest["samples"] if s["image"].endswith(sample.image.name)]
         assert set(sample.regions) == set(row["areas"])

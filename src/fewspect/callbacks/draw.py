@@ -80,6 +80,15 @@ def overlay(
     return result
 
 
+def tint(image: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Tint the pixels of labels 1, 2, ... (H, W) in the colours of their classes."""
+    marked = labels > 0
+    result = image.copy()
+    blend = (1 - alpha) * image[marked] + alpha * class_colours(labels)[marked]
+    result[marked] = np.rint(blend).astype(np.uint8)
+    return result
+
+
 def outline(
     image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = TRUTH, width: int = 2
 ) -> np.ndarray:

@@ -80,8 +80,9 @@ def row(episode: Episode, prediction: Prediction) -> Row:
         found["decision"] = int(prediction.decision[0])
         found["correct"] = float(bool(prediction.decision[0]) == bool(episode.query_label[0] > 0))
     if prediction.mask is not None and prediction.mask.shape == episode.query_mask.shape:
-        truth, marked = episode.query_mask == 1, prediction.mask > 0
-        marked = marked & (episode.query_mask != IGNORE)
-        found["intersection"] = int((truth & marked).sum())
+        known = episode.query_mask != IGNORE
+        truth, marked = (episode.query_mask > 0) & known, (prediction.mask > 0) & known
+        right = truth & (prediction.mask == episode.query_mask)  # of labels: the right one
+        found["intersection"] = int(right.sum())
         found["union"] = int((truth | marked).sum())
     return found

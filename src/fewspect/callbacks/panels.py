@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
+from torch import Tensor
 
 from fewspect.callbacks import draw
 from fewspect.callbacks.classes import Mistakes
 from fewspect.callbacks.files import safe_name, write_atomic
-from fewspect.types import Episode, Prediction
+from fewspect.types import IGNORE, Episode, Prediction
 
 
 def agreement(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -38,7 +39,7 @@ def query_arrays(episode: Episode, prediction: Prediction) -> tuple[np.ndarray, 
         np.zeros(shape, np.float32) if prediction.prob is None else prediction.prob[0].float().cpu().numpy()
     )
     mask = prob >= 0.5 if prediction.mask is None else prediction.mask[0].cpu().numpy() > 0
-    return image, target == 1, target != 255, prob, mask
+    return image, (target > 0) & (target != IGNORE), target != IGNORE, prob, mask
 
 
 def panel(episode: Episode, prediction: Prediction, side: int = draw.TILE) -> Image.Image:
@@ -52,12 +53,15 @@ def panel(episode: Episode, prediction: Prediction, side: int = draw.TILE) -> Im
     inset_found = draw.fit_mask(mask[rows, columns], side)
     low, high = prediction.scale
     kind = "probability" if (low, high) == (0.0, 1.0) else "anomaly map"
+    labels = prediction.mask if prediction.labels else None
+    tinted = draw.overlay(query, found) if labels is None else label_tile(image, labels, long)
+    outlined = draw.outline(query, aim) if labels is None else label_tile(image, episode.query_mask, long)
     tiles = [
         *given_tiles(episode, prediction, side),
         ("query", query),
-        ("truth", draw.outline(query, aim)),
+        ("truth", outlined),
         (f"{kind}, max {prob.max(initial=0):.3g}", draw.fit(draw.heat((prob - low) / (high - low)), long)),
-        ("prediction + truth", draw.outline(draw.overlay(query, found), aim, width=1)),
+        ("prediction + truth", draw.outline(tinted, aim, width=1)),
         ("detail", draw.outline(draw.overlay(inset[0], inset_found), inset[1])),
     ]
     score = "" if prediction.score is None else f"   score {float(prediction.score[0]):.3g}"
@@ -76,6 +80,12 @@ def given_tiles(episode: Episode, prediction: Prediction, side: int) -> list[dra
     if prediction.image is None:
         return []
     return [("reconstruction", draw.fit(draw.to_array(prediction.image[0]), side))]
+
+
+def label_tile(image: np.ndarray, labels: Tensor, side: int) -> np.ndarray:
+    """The image with the classes of a label mask (1, H, W) in their colours."""
+    values = labels[0].cpu().numpy()
+    return draw.fit(draw.tint(image, np.where(values == IGNORE, 0, values)), side)
 
 
 def support_tile(episode: Episode, side: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Predictions on disk: one 16-bit probability map, mask and overlay per image, and one CSV row.
 
 Layout of the folder: ``prob/<name>.png`` (0..65535 = ``map_low``..``map_high`` of the table: 0..1 for
-probabilities, the range of its own values for a raw anomaly map), ``mask/<name>.png`` (0 or 255),
+probabilities, the range of its own values for a raw anomaly map), ``mask/<name>.png`` (0 or 255; class
+labels 0, 1, 2, ... of a supervised segmenter, whose names are in the column ``labels``),
 ``overlay/<name>.png``, all at the original size, and ``predictions.csv`` (UTF-8), flushed after every
 batch, so a crash loses no finished image. The functions work without a trainer.
 """
@@ -28,7 +29,7 @@ from fewspect.types import Episode, Prediction
 
 COLUMNS: tuple[str, ...] = (
     "file", "class", "status", "reason", "score", "calibrated", "decision", "area_pixels", "area_fraction",
-    "components", "boxes", "map_low", "map_high", "seconds", "name", "probability", "episode",
+    "components", "boxes", "map_low", "map_high", "seconds", "name", "probability", "episode", "labels",
 )  # fmt: skip
 DEPTH = 65535
 TABLE = "predictions.csv"
@@ -101,10 +102,23 @@ def write_prediction(folder: Path | str, name: str, image: Tensor, prediction: P
         scaled = (prob - low) / ((high - low) or 1.0)
         write_png(probability_image(scaled), folder / "prob" / f"{name}.png")
         limits = {"map_low": low, "map_high": high}
-    write_png(Image.fromarray(mask.astype(np.uint8) * 255), folder / "mask" / f"{name}.png")
+    values = mask.astype(np.uint8) * 255
     marked = draw.outline(draw.overlay(grey, mask, alpha=0.35), mask, draw.PREDICTION)
+    if prediction.labels and prediction.mask is not None:
+        values = prediction.mask[0].cpu().numpy().astype(np.uint8)
+        marked = draw.tint(grey, values)
+        limits |= shown_labels(values, prediction.labels)
+    write_png(Image.fromarray(values), folder / "mask" / f"{name}.png")
     write_png(Image.fromarray(marked), folder / "overlay" / f"{name}.png")
     return describe(prediction, mask) | limits | {"name": name}
+
+
+def shown_labels(values: np.ndarray, names: tuple[str, ...]) -> Row:
+    """Which classes a label mask (H, W) shows: their names, and label, name and pixels of each as JSON."""
+    found = [(k, names[k - 1], int((values == k).sum())) for k in np.unique(values).tolist() if k]
+    listed = [{"label": k, "name": name, "pixels": pixels} for k, name, pixels in found]
+    shown = "+".join(name for _, name, _ in found)
+    return {"class": shown or "good", "labels": json.dumps(listed, ensure_ascii=False)}
 
 
 class Table:
@@ -189,7 +203,7 @@ class Predictions(Callback):
             )
         name = self._names(Path(file).stem, f"{file}|{episode.name}|{episode.index}")
         row = write_prediction(self._path, name, episode.query_image[0], prediction)
-        return row | {"file": file, "class": episode.name.strip("/")}
+        return {"class": episode.name.strip("/"), **row, "file": file}
 
     def _end(self, trainer: Trainer) -> None:
         self._add([])

@@ -1,7 +1,7 @@
-"""A generated data set on disk: images, index masks, coloured masks, a table, a manifest, and a sheet to see.
+"""A generated data set on disk: images, index masks, coloured masks, tables, a manifest, and a sheet to see.
 
-``<folder>/{images,masks,colours}/<number>.png``, ``index.csv``, ``manifest.json``, ``overview.png``. The
-folder appears complete or not at all.
+``<folder>/{images,masks,colours}/<number>.png``, ``index.csv``, ``annotations.json`` (COCO, see ``coco``),
+``manifest.json``, ``overview.png``. The folder appears complete or not at all.
 """
 
 import csv
@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewspect.callbacks import draw
+from fewspect.callbacks import coco, draw
 from fewspect.errors import UserError
 from fewspect.types import Generated
 
 MANIFEST = "manifest.json"
 KIND, FORMAT = "fewspect-generated", 1
 """By these ``data=folder`` knows what it reads."""
+
+COLUMNS = ("image", "mask", "product", "group")
+"""Of ``index.csv``."""
 
 SHOWN = 12
 """Samples in the overview."""
@@ -52,16 +55,18 @@ def write_set(
         work.chmod(0o755)  # mkdtemp makes private folders
         for part in ("images", "masks", "colours"):
             (work / part).mkdir()
-        rows, shown = [], []
+        rows, shown, notes = [], [], coco.Annotations(classes)
         for number, sample in enumerate(samples):
             rows.append(_write(work, f"{number:06d}.png", sample, classes))
+            notes.add(str(rows[-1]["image"]), sample.mask.numpy())
             if number < SHOWN:
                 shown.append(_tiles(sample))
         manifest = {"kind": KIND, "format": FORMAT, "classes": list(classes), **about, "samples": rows}
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        (work / MANIFEST).write_text(text + "\n", "utf-8")
+        for name, content in ((MANIFEST, manifest), (coco.FILE, notes.content())):
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            (work / name).write_text(text + "\n", "utf-8")
         with (work / "index.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, ("image", "mask", "product"), extrasaction="ignore")
+            table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             table.writeheader()
             table.writerows(rows)
         _sheet(shown).save(work / "overview.png")
@@ -83,9 +88,20 @@ def _write(folder: Path, name: str, sample: Generated, classes: Sequence[str]) -
         "image": f"images/{name}",
         "mask": f"masks/{name}",
         "product": sample.product,
+        **({"group": sample.group} if sample.group else {}),
         "areas": {c: area for c, area in areas.items() if area},
+        **_change(sample),
         **sample.origin,
     }
+
+
+def _change(sample: Generated) -> dict[str, float]:
+    """Mean difference in grey levels to what a defect was put onto, inside and outside of the mask."""
+    if sample.ground is None:
+        return {}
+    away = (sample.image.float() - sample.ground.float()).abs().mean(0)  # (H, W)
+    parts = {"change_inside": sample.mask > 0, "change_outside": sample.mask == 0}
+    return {name: round(float(away[part].mean()), 4) for name, part in parts.items() if bool(part.any())}
 
 
 def _tiles(sample: Generated) -> np.ndarray:

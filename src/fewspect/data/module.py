@@ -1,10 +1,8 @@
 """The one LightningDataModule: the same episodes for any number of workers, ranks and restarts."""
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -16,18 +14,20 @@ from fewspect.data.bank import Backbone
 from fewspect.data.crops import Change, Cropper
 from fewspect.data.entries import EntryTable, class_entries, normal_entries
 from fewspect.data.episodes import EpisodeDataset, Recipe
+from fewspect.data.extra import Extra
 from fewspect.data.feature_episodes import FeatureEpisodes
 from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
-from fewspect.data.labelled import LabelledDataset, labelled
-from fewspect.data.plain import PlainDataset, good
+from fewspect.data.labelled import Labelled, LabelledDataset
+from fewspect.data.plain import PlainDataset, asked, plain
+from fewspect.data.reading import reading
 from fewspect.data.sharding import ResumableSampler, ShardSampler
 from fewspect.data.splits import asked_and_support, with_val
 from fewspect.data.transforms import Augment
 from fewspect.data.way_source import WayDatasets, WaySource
 from fewspect.data.ways import WayOptions
 from fewspect.errors import UserError
-from fewspect.types import DataInfo, Episode, Sample
+from fewspect.types import DataInfo, Episode
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class DataModule(pl.LightningDataModule):
     the data set, which ``backbone`` sees in several views.
     ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
     texts; ``shot=0`` leaves the texts alone.
-    ``protocol=labelled``: images with class labels per pixel, for generators.
+    ``protocol=labelled``: images with class labels per pixel, for generators and supervised segmenters; with
+    ``shot`` so many images per product and class learn and all others are asked.
 
     Args:
         reader: Function that returns an ``Index``; given ``root``, ``fold``, ``category`` if it takes them.
@@ -62,6 +63,8 @@ class DataModule(pl.LightningDataModule):
         backbone: ``features`` and ``ways`` from a data set: the frozen network that describes its images.
         features: ``features``: fields of ``FeatureOptions``.
         ways: ``ways``: fields of ``WayOptions``.
+        extra_root: ``labelled``: a folder of further training images, say a generated set; classes by name.
+        extra_ratio: ``labelled``: how many of them per image of the data set; None = all.
         text: ``ways``: class descriptions (JSON) or text features (safetensors); None = class names.
         encoder: ``ways``: encodes texts.
         side: Side of the network input in pixels.
@@ -108,6 +111,8 @@ class DataModule(pl.LightningDataModule):
         backbone: Backbone | None = None,
         features: Mapping[str, Any] | None = None,
         ways: Mapping[str, Any] | None = None,
+        extra_root: str | None = None,
+        extra_ratio: float | None = None,
         text: str | None = None,
         encoder: Any = None,  # noqa: ANN401 - a text encoder; only bank.py may know backbones
         side: int = 128,
@@ -137,7 +142,8 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.protocol, self.shot, self.hold_out, self.zoom = protocol, shot, hold_out, zoom
-        self._shots = (shot, normal_shot)
+        extra = Extra(extra_root, extra_ratio) if extra_root else None
+        self.labelled = Labelled(shot, normal_shot, seed, extra)
         self._refuse(normal_shot)
         self._read = reading(reader, root=root, fold=fold, category=category or object)
         files = (support, query if isinstance(query, str) else None)
@@ -193,7 +199,7 @@ class DataModule(pl.LightningDataModule):
             names = self.ways.pool.classes
             return DataInfo(names, (), frozenset({"classify"}), False, self.cropper.side, self.protocol)
         index = self.index
-        detect = self.protocol == "plain" or self.recipe.shot == 0
+        detect = self.protocol == "plain" or (self.protocol == "episodic" and self.recipe.shot == 0)
         return DataInfo(index.classes, index.products, index.tasks, detect, self.cropper.side, self.protocol)
 
     def setup(self, stage: str | None = None) -> None:
@@ -212,8 +218,14 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def tests(self) -> bool:
-        """Whether there is anything to test on; neither a folder of good parts nor a generator has."""
-        return self.protocol != "labelled" and (self.protocol != "plain" or bool(self._asked("test")))
+        """Whether there is anything to test on; a folder of good parts has nothing."""
+        return self.protocol != "plain" or bool(asked(self.index, "test"))
+
+    def require_test(self) -> None:
+        """Make the test, so that one that cannot be made is told before the training."""
+        self.dataset("test")
+        if self.protocol == "labelled":
+            self.labelled.require_test(self.index)
 
     def resume(self, epoch: int, start: int) -> None:
         """Begin training at batch ``start`` of ``epoch`` (counted per process)."""
@@ -276,10 +288,13 @@ class DataModule(pl.LightningDataModule):
         return {
             "episodic": self._make,
             "plain": self._make_plain,
-            "labelled": lambda part: labelled(self.index, part, self._shots, self.cropper.side, self.seed),
+            "labelled": self._make_labelled,
             "features": self._make_features,
             "ways": lambda part: self.ways.dataset(part, self.shot, length=self.limits["train"]),
         }
+
+    def _make_labelled(self, part: Part) -> LabelledDataset:
+        return self.labelled.dataset(self.index, part, self.cropper.side, self.augment, self.limits[part])
 
     def _make_features(self, part: Part) -> FeatureEpisodes:
         return self.source.episodes(part, lambda: self.index, self.shot, self.seed)
@@ -306,33 +321,16 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _make_plain(self, part: Part) -> PlainDataset:
-        if part in ("train", "val"):
-            known, held = good(self.index, self.shot, self.seed, hold_out=self.hold_out)
-            samples = known if part == "train" else held
-        else:
-            samples = self._asked(part)
-        return PlainDataset(
-            samples,
+        return plain(
+            self.index,
             part,
+            (self.shot, self.hold_out),
             side=self.cropper.side,
             zoom=self.zoom,
-            train=part == "train",
             augment=self.augment,
             length=self.limits[part],
             seed=self.seed,
         )
-
-    def _asked(self, part: Part) -> list[Sample]:
-        """Images of an evaluation: the split's; for a test every defect beside, since none was learned from.
-
-        A folder of images without splits, say of new parts, is asked about as a whole.
-        """
-        split = asked_and_support(self.index, part)[0]
-        every = self.index.samples
-        chosen = [s for s in every if s.split == split or (part == "test" and s.label > 0)]
-        if part == "predict" and not chosen:
-            return [replace(s, regions={}, label=-1) for s in every]
-        return chosen
 
     def _refuse(self, normal_shot: int) -> None:
         if self.protocol in ("features", "ways") and self.shot is not None and self.shot < 0:
@@ -358,36 +356,10 @@ def as_list(batch: list[Episode]) -> list[Episode]:
     return batch
 
 
-def reading(reader: Callable[..., Index] | None, **options: Any) -> Callable[[], Index]:  # noqa: ANN401
-    """Return the reader with those options that are given and that it takes.
-
-    Raises:
-        UserError: ``category`` is asked of a reader that knows no products.
-    """
-    if reader is None:
-        return _without_images
-    if options.get("category") == "all":
-        options["category"] = None
-    given = {k: v for k, v in options.items() if v is not None}
-    taken = inspect.signature(reader).parameters
-    if "category" in given and "category" not in taken:
-        raise UserError(
-            f"data.category={given['category']}: this data set is not divided into categories.",
-            "Leave data.category out.",
-        )
-    return lambda: reader(**{k: v for k, v in given.items() if k in taken})
-
-
-def _without_images() -> Index:
-    raise UserError(
-        "This data set holds features, no images.", "Choose a method with data.protocol=features."
-    )
-
-
 def _augmentation(protocol: str, augment: bool | str) -> Change | None:
     if not augment or protocol == "features":
         return None
-    if protocol == "episodic":
+    if protocol in ("episodic", "labelled"):
         return Augment()
     return classic.preset("upright" if augment is True else augment)
 

@@ -6,6 +6,7 @@ own pixels. Whether an image is good is known from its label only; defect masks 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fewspect.data.entries import ANOMALY, Entry
 from fewspect.data.episodes import shuffled, spread, truth
 from fewspect.data.index import Index, load_image
 from fewspect.data.problems import Problem
+from fewspect.data.splits import asked_and_support
 from fewspect.draws import rng
 from fewspect.errors import UserError
 from fewspect.nn.windows import squash
@@ -101,6 +103,53 @@ class PlainDataset(Dataset[Episode]):
             return view
         top, left = r.integers(0, self.zoom - self.side, 2, endpoint=True)
         return view[:, top : top + self.side, left : left + self.side].clone()
+
+
+def plain(
+    index: Index,
+    part: str,
+    known: tuple[int | None, bool],
+    *,
+    side: int,
+    zoom: int | None = None,
+    augment: Change | None = None,
+    length: int | None = None,
+    seed: int = 0,
+) -> PlainDataset:
+    """The images of a part.
+
+    Args:
+        index: The data set.
+        part: ``train``, ``val``, ``test`` or ``predict``.
+        known: Good images per product to learn from (None = all), and whether others are held out, see
+            ``good``.
+        side: See ``PlainDataset``, as all that follow.
+        zoom: Likewise.
+        augment: Likewise.
+        length: Likewise.
+        seed: Likewise.
+    """
+    if part in ("train", "val"):
+        samples = good(index, known[0], seed, hold_out=known[1])[part == "val"]
+    else:
+        samples = asked(index, part)
+    train = part == "train"
+    return PlainDataset(
+        samples, part, side=side, zoom=zoom, train=train, augment=augment, length=length, seed=seed
+    )
+
+
+def asked(index: Index, part: str) -> list[Sample]:
+    """Images of an evaluation: the split's; for a test every defect beside, since none was learned from.
+
+    A folder of images without splits, say of new parts, is asked about as a whole.
+    """
+    split = asked_and_support(index, part)[0]
+    every = index.samples
+    chosen = [s for s in every if s.split == split or (part == "test" and s.label > 0)]
+    if part == "predict" and not chosen:
+        return [replace(s, regions={}, label=-1) for s in every]
+    return chosen
 
 
 def good(

@@ -46,6 +46,16 @@ class Generate:
 
     count: int = 64
     folder: str | None = None
+    batch: int = 16
+    reject: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """The group ``evaluate`` of ``conf/config.yaml`` and its types."""
+
+    generated: str | None = None
+    limit: int = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +92,7 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
             "logger": loggers.build,
             "inspect": Inspect,
             "generate": Generate,
+            "evaluate": Evaluate,
             "": Options,
         },
     )

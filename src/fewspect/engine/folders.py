@@ -52,7 +52,8 @@ def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) ->
     mine = f"{now}-{os.getpid()}"  # two runs may start in the same second
     if mode == "compare":
         return f"logs/compare/{mine}"
-    return f"{run}/{mode}-{mine}" if run else f"logs/{kind}/{mine}"
+    own = mode if mode == "evaluate" else kind
+    return f"{run}/{mode}-{mine}" if run else f"logs/{own}/{mine}"
 
 
 def sweep_folder(launcher: str, sweeper: str, now: str) -> str:

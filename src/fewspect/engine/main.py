@@ -64,15 +64,16 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
             log.warning(notice)
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "test") as s:
-        if s.data.tests:
-            s.data.dataset("test")  # a test that cannot be made is told before the training
+        tested = s.data.tests and s.method.task != "generate"
+        if tested:
+            s.data.require_test()
         else:
             s.record.final = "fit"
         if s.method.fit_kind != "none":
             s.trainer.fit(s.method, datamodule=s.data, ckpt_path=start, weights_only=True)
         paths = [folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]
         best = next((p for p in paths if p.is_file()), None)
-        if not s.data.tests:
+        if not tested:
             log.info("No defective image to test on; ask about new parts with mode=predict run=%s", folder)
             return report(s)
         s.trainer.test(s.method, datamodule=s.data, ckpt_path=best, verbose=False, weights_only=True)
@@ -117,6 +118,7 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Draw samples and write them as a data set that ``data=folder`` reads."""
     from fewspect.callbacks.samples import write_set  # noqa: PLC0415
     from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine.drawing import Shown  # noqa: PLC0415
     from fewspect.engine.session import concluded, facts  # noqa: PLC0415
     from fewspect.engine.tables import farewell  # noqa: PLC0415
     from fewspect.methods.generator import Generator  # noqa: PLC0415
@@ -124,18 +126,32 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     tree = build.resolve(cfg, extra)
     if tree["generate"]["count"] < 1:
         raise UserError(f"generate.count={tree['generate']['count']}: nothing to draw.", "Give 1 or more.")
-    target = Path(tree["generate"]["folder"] or folder / "generated")
+    target = Path(tree["generate"]["folder"] or folder / GENERATED)
     with concluded(tree, folder, "predict") as s:
         assert isinstance(s.method, Generator)  # build.require_mode
         s.record.setup(s.trainer, s.method, "generate")
+        shown, asked = Shown(), build.Generate(**tree["generate"])
         for episode in s.data.dataset("train"):
             s.method.observe([episode])
-        made = (s.method.generate([i])[0] for i in range(tree["generate"]["count"]))
+            shown.add(episode)
+        made = shown.drawn(s.method.generate, asked.count, batch=asked.batch, reject=asked.reject)
         about = {"method": facts(tree)["method"], "seed": tree["seed"], "config": tree["method"]}
+        about |= {**s.method.about(), "seen": shown.digests}
         write_set(target, made, s.method.classes, about)
         s.record.finish(s.trainer, "done")
         log.info("Read it with data=folder data.root=%s", target)
     farewell(folder)
+
+
+def evaluate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Set a generated data set beside the real one: distances, copies, masks; nothing is trained."""
+    from fewspect.engine import build, evaluation  # noqa: PLC0415
+    from fewspect.engine.session import facts  # noqa: PLC0415
+
+    tree = build.resolve(cfg, extra)
+    named = (tree.get("evaluate") or {}).get("generated")
+    own = Path(cfg.run) / GENERATED if cfg.run else None
+    evaluation.conclude(tree, Path(named) if named else own, folder, facts(tree))
 
 
 def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
@@ -196,8 +212,12 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "predict": predict,
     "inspect": inspect,
     "generate": generate,
+    "evaluate": evaluate,
     "check": check,
     "compare": compare,
 }
+GENERATED = "generated"
+"""Where ``mode=generate`` puts its set in the run folder."""
+
 LIGHT = ("compare",)
 """Modes that need neither torch nor Lightning."""

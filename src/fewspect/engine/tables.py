@@ -26,15 +26,15 @@ FILE, SAMPLINGS = "results.csv", "samplings.csv"
 Row = Mapping[str, str | int | float]
 
 
-def result(rows: Sequence[Row], totals: Mapping[str, float], title: str) -> Table:
+def result(rows: Sequence[Row], totals: Mapping[str, float], title: str, head: str = "class") -> Table:
     """Rows per class, then the mean over classes (``m`` + column, else the column) with its interval."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "class"))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != head))
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("class")
+    table.add_column(head)
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(str(row.get("class", "")), *(cell(row.get(column)) for column in columns))
+        table.add_row(str(row.get(head, "")), *(cell(row.get(column)) for column in columns))
     if totals:
         table.add_section()
         table.add_row("all", *(cell(totals.get(f"m{column}", totals.get(column))) for column in columns))
@@ -70,6 +70,14 @@ def show(
             console.print(f"{name}: {len(rows)} rows, see {FILE}", highlight=False)
         elif rows or (totals and not name):
             console.print(result(rows, {} if name else totals, name or title))
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def show_evaluation(rows: Sequence[Row], notes: Sequence[str]) -> None:
+    """Print what was measured of a generated set."""
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(result(rows, {}, "generated images", "measure"))
     for note in notes:
         console.print(f"note: {note}", highlight=False)
 

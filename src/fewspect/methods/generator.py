@@ -6,7 +6,7 @@ changes it. A concrete generator gives ``generate(numbers)``.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -29,6 +29,14 @@ class Generator(Method):
     @abstractmethod
     def generate(self, numbers: Sequence[int]) -> list[Generated]:
         """Draw the samples of these numbers."""
+
+    def about(self) -> dict[str, Any]:
+        """Plain values for the manifest of a set: steps, switch, digests of what was loaded."""
+        return {}
+
+    def observe(self, batch: list[Episode]) -> None:
+        """Look at training images once before drawing; a trained generator has learned already."""
+        del batch
 
     def adapt(self, support: Support) -> State:
         """Nothing: what a generator knows it has learned."""

@@ -12,11 +12,12 @@ from fewspect.errors import UserError
 from fewspect.metrics.classification import ClassCounts, Matrix
 from fewspect.metrics.decisions import DefectTypes, ImageDecision
 from fewspect.metrics.detection import ImageRanking, PixelRanking
+from fewspect.metrics.labels import LabelCounts
 from fewspect.metrics.rows import RowMetric
 from fewspect.metrics.segmentation import SegmentationCounts
 from fewspect.types import Episode, Prediction
 
-TASKS = ("segment", "detect", "classify", "generate")
+TASKS = ("segment", "label", "detect", "classify", "generate")
 LOWER_IS_BETTER = ("miou_ci95", "accuracy_ci95", "macro_recall_ci95", "false_alarm_rate")
 """Reported beside the scores, but smaller is better; counts have no direction."""
 
@@ -87,7 +88,8 @@ def suite(task: str, detect: bool) -> Suite:
     """Choose the metrics of a task.
 
     Args:
-        task: ``segment``, ``detect``, ``classify``, or ``generate``, which answers nothing to be measured.
+        task: ``segment``, ``label`` (every pixel gets a class), ``detect``, ``classify``, or ``generate``,
+            which answers nothing to be measured.
         detect: The method sees good images only: rank pixels and images and judge its decisions, besides the
             overlap of masks.
     """
@@ -95,6 +97,8 @@ def suite(task: str, detect: bool) -> Suite:
         raise UserError(f"there are no metrics for the task {task!r}", f"Known tasks: {', '.join(TASKS)}.")
     if task == "generate":
         return Suite()
+    if task == "label":
+        return Suite(LabelCounts())
     if task == "classify":
         return Suite(ClassCounts())
     if detect or task == "detect":

@@ -50,6 +50,7 @@ class Patch:
         label: Class, 1, 2, ...
         centre: Row and column of the patch's centre in its image.
         source: Name of its image.
+        group: The same with product and folder, so that no other image has it.
     """
 
     pixels: np.ndarray
@@ -57,6 +58,7 @@ class Patch:
     label: int
     centre: tuple[float, float]
     source: str
+    group: str = ""
 
 
 class Paste(Generator):
@@ -101,7 +103,7 @@ class Paste(Generator):
         self.defects, self.scale, self.strength = defects, scale, strength
         self.turn: Turn = turn
         self.jitter = jitter
-        self._good: dict[str, list[tuple[np.ndarray, str]]] = {}
+        self._good: dict[str, list[tuple[np.ndarray, str, str]]] = {}
         self._patches: dict[str, list[Patch]] = {}
 
     @property
@@ -116,12 +118,13 @@ class Paste(Generator):
             pixels = (episode.query_image[0] * 255).round().to(torch.uint8)  # (3, side, side)
             pixels = pixels.movedim(0, -1).contiguous().numpy()
             mask = episode.query_mask[0].numpy()
-            name = PurePath(episode.paths[0]).name
+            path = PurePath(episode.paths[0])
+            name, group = path.name, "/".join([episode.product, *path.parts[-2:]])
             if mask.any():
-                patches = [_cut(pixels, mask == k, int(k), name) for k in np.unique(mask[mask > 0])]
+                patches = [_cut(pixels, mask == k, int(k), name, group) for k in np.unique(mask[mask > 0])]
                 self._patches.setdefault(episode.product, []).extend(patches)
             else:
-                self._good.setdefault(episode.product, []).append((pixels, name))
+                self._good.setdefault(episode.product, []).append((pixels, name, group))
 
     def generate(self, numbers: Sequence[int]) -> list[Generated]:
         """Draw samples; one each.
@@ -147,7 +150,8 @@ class Paste(Generator):
         r = rng(self.seed, "paste", number)
         product = products[int(r.integers(len(products)))]
         goods = self._good[product]
-        canvas, ground = goods[int(r.integers(len(goods)))]
+        canvas, ground, group = goods[int(r.integers(len(goods)))]
+        under = canvas
         canvas, mask = canvas.astype(np.float32), np.zeros(canvas.shape[:2], np.uint8)
         sources = []
         for _ in range(int(r.integers(self.defects[0], self.defects[1], endpoint=True))):
@@ -156,15 +160,18 @@ class Paste(Generator):
             if kind == "perlin":
                 sources.append(self._shape(canvas, mask, r))
             else:
-                sources.append(self._defect(canvas, mask, product, kind, r))
+                patch = self._defect(canvas, mask, product, kind, r)
+                group = patch.group if not sources else group
+                sources.append(f"{kind}:{patch.source}")
         image = torch.from_numpy((canvas.clip(0, 255) + 0.5).astype(np.uint8)).movedim(-1, 0).contiguous()
         origin = {"good": ground, "defects": " ".join(sources)}
-        return Generated(image, torch.from_numpy(mask), product, origin)
+        before = torch.from_numpy(under).movedim(-1, 0)
+        return Generated(image, torch.from_numpy(mask), product, origin, group, before)
 
     def _defect(
         self, canvas: np.ndarray, mask: np.ndarray, product: str, kind: str, r: np.random.Generator
-    ) -> str:
-        """Put a real defect onto ``canvas`` and its label into ``mask``, in place; say whose it was."""
+    ) -> Patch:
+        """Put a real defect onto ``canvas`` and its label into ``mask``, in place; say which it was."""
         patches = self._patches[product]
         patch = patches[int(r.integers(len(patches)))]
         pixels, shape = patch.pixels.astype(np.float32), patch.mask
@@ -182,12 +189,12 @@ class Paste(Generator):
         blended = poisson(under, pixels, wide) if seamless else alpha_blend(under, pixels, wide, RING)
         canvas[rows, columns] += np.float32(r.uniform(*self.strength)) * (blended - under)
         mask[rows, columns][shape] = patch.label
-        return f"{kind}:{patch.source}"
+        return patch
 
     def _shape(self, canvas: np.ndarray, mask: np.ndarray, r: np.random.Generator) -> str:
         """Fill a shape of noise with the turned, brighter or darker texture of another image, in place."""
         everything = [pair for p in sorted(self._good) for pair in self._good[p]]
-        texture, name = everything[int(r.integers(len(everything)))]
+        texture, name, _ = everything[int(r.integers(len(everything)))]
         side = canvas.shape[0]
         shape = perlin(r, side)
         height, width = shape.shape
@@ -215,7 +222,7 @@ class Paste(Generator):
         return place[0], place[1]
 
 
-def _cut(pixels: np.ndarray, mask: np.ndarray, label: int, source: str) -> Patch:
+def _cut(pixels: np.ndarray, mask: np.ndarray, label: int, source: str, group: str) -> Patch:
     """The bounding box of a mask with a margin; beyond the image its border is continued.
 
     So a seam has pixels on its other side, unless the defect is as large as the image.
@@ -229,4 +236,4 @@ def _cut(pixels: np.ndarray, mask: np.ndarray, label: int, source: str) -> Patch
         spans.append(np.arange(start, start + size))
     known = [(span >= 0) & (span < n) for span, n in zip(spans, mask.shape, strict=True)]
     box = np.ix_(*(span.clip(0, n - 1) for span, n in zip(spans, mask.shape, strict=True)))
-    return Patch(pixels[box], mask[box] & np.logical_and.outer(*known), label, centre, source)
+    return Patch(pixels[box], mask[box] & np.logical_and.outer(*known), label, centre, source, group)
