@@ -85,13 +85,7 @@ class FeatureSet:
 
     def token(self, which: Token = "class") -> Tensor:
         """Features (N, V, D'): class token, mean of the patch tokens, both side by side, or every token."""
-        tokens = self.feature
-        if which == "class" or tokens.shape[2] == 1:
-            return tokens[:, :, 0]
-        if which == "all":
-            return tokens.flatten(2)
-        patches = tokens[:, :, 1:].float().mean(2).to(tokens.dtype)  # (N, V, D)
-        return patches if which == "patches" else torch.cat([tokens[:, :, 0], patches], -1)
+        return chosen(self.feature, which)
 
     def take(self, places: Sequence[int]) -> "FeatureSet":
         """The items at these places, in this order."""
@@ -108,6 +102,16 @@ class FeatureSet:
         texts = tuple(self.texts[self.classes.index(c)] for c in classes) if self.texts else ()
         label = torch.tensor([place[k] for k in kept.label.tolist()], dtype=torch.int64)
         return replace(kept, label=label, classes=tuple(classes), text=text, texts=texts)
+
+
+def chosen(tokens: Tensor, which: Token) -> Tensor:
+    """``FeatureSet.token`` of tokens (N, V, T, D)."""
+    if which == "class" or tokens.shape[2] == 1:
+        return tokens[:, :, 0]
+    if which == "all":
+        return tokens.flatten(2)
+    patches = tokens[:, :, 1:].float().mean(2).to(tokens.dtype)  # (N, V, D)
+    return patches if which == "patches" else torch.cat([tokens[:, :, 0], patches], -1)
 
 
 def check(made: FeatureSet, where: str) -> FeatureSet:

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
@@ -34,6 +34,7 @@ class Options:
     compile: bool = False
     allow: Sequence[str] = ()
     debug: bool = False
+    format: Literal["onnx", "torch_export"] = "onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,14 @@ class Generate:
 
     count: int = 64
     folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """The group ``export`` of ``conf/config.yaml`` and its types."""
+
+    of: str | None = None
+    samples: int = 16
 
 
 ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")
@@ -64,7 +73,7 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
     options = {key: value for key, value in tree.items() if key not in groups}
     check.require(
         groups | {"": options},
-        {"trainer": pl.Trainer, "logger": loggers.build, "generate": Generate, "": Options},
+        {"trainer": pl.Trainer, "logger": loggers.build, "generate": Generate, "export": Export, "": Options},
     )
     return tree
 

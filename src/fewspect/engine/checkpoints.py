@@ -197,6 +197,26 @@ def own_or_loaded(path: Path | None, method: Method) -> Path | None:
     return None
 
 
+def load(path: Path | None, method: Method) -> None:
+    """Load a checkpoint, ours or another program's, without a Trainer; None = the method as it is.
+
+    Raises:
+        UserError: It is no checkpoint, or one of another method or of other weights.
+    """
+    own = own_or_loaded(path, method)
+    if own is None:
+        return
+    content = torch.load(own, map_location="cpu", weights_only=True)
+    method.on_load_checkpoint(content)
+    try:
+        method.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"checkpoint={own} does not fit {type(method).__name__}: {str(error).splitlines()[-1].strip()}",
+            "Use the configuration that it was trained with: run=<folder>.",
+        ) from error
+
+
 def readable(path: Path) -> bool:
     """Whether a checkpoint loads as tensors and plain values."""
     try:

@@ -138,6 +138,28 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     farewell(folder)
 
 
+def export(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Write one file that answers images by itself, compared with the run on its own data."""
+    from fewspect.engine import artefact, build, checkpoints  # noqa: PLC0415
+    from fewspect.engine.session import concluded  # noqa: PLC0415
+    from fewspect.engine.tables import farewell  # noqa: PLC0415
+
+    path = folders.chosen_checkpoint(cfg)
+    tree = build.resolve(cfg, extra)
+    options = build.Export(**tree.get("export", {}))
+    with concluded(tree, folder, "predict") as s:
+        checkpoints.load(path, s.method)
+        s.record.setup(s.trainer, s.method, "export")
+        agreed = artefact.export(
+            s.data, s.method, folder, tree.get("format", "onnx"), of=options.of, samples=options.samples
+        )
+        s.record.record["parity"] = agreed.plain()
+        s.record.finish(s.trainer, "done")
+    told = f"{agreed.samples} samples, {agreed.sizes} sizes: score within {agreed.score:.1e}"
+    log.info("%s, map within %.1e, decisions equal", told, agreed.map)
+    farewell(folder)
+
+
 def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Explain the data folder, validate the config, and pass one batch through on the CPU."""
     from fewspect.engine import build, tryout  # noqa: PLC0415
@@ -188,6 +210,7 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "test": test,
     "predict": predict,
     "generate": generate,
+    "export": export,
     "check": check,
     "compare": compare,
 }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewspect import draws
+from fewspect.nn.pieces import exporting, pieces
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -58,12 +59,14 @@ def nearest(
         eligible, the distance is infinite and the index means nothing.
     """
     count = min(k + (EXTRA if half else 0), len(bank))
-    rows, columns = blocks(len(query), len(bank), bank.shape[1] * count, chunk_mb)
+    rows, columns = len(query), len(bank)
+    if not exporting():
+        rows, columns = blocks(rows, columns, bank.shape[1] * count, chunk_mb)
     with torch.autocast(query.device.type, enabled=False):
         query, bank = query.float(), bank.float()
         bias = _bias(bank, metric, exclude, owners)
         found = []
-        for part in query.split(rows):
+        for part in pieces(query, rows):
             best, index = _candidates(part, bank, bias, count, columns, half)
             distance = _direct(part, bank[index], metric).masked_fill_(best == -torch.inf, torch.inf)
             distance, order = distance.sort(dim=1, stable=True)
