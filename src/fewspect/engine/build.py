@@ -103,7 +103,7 @@ def require_mode(tree: dict[str, Any]) -> None:
     """
     kind, mode = allow.locate(tree["method"]["_target_"], "method"), tree["mode"]
     makes = getattr(kind, "task", "") == "generate"
-    if makes and (mode in ("test", "predict") or (mode == "train" and kind.fit_kind == "none")):
+    if makes and (mode in ("test", "predict", "export") or (mode == "train" and kind.fit_kind == "none")):
         what = "learns nothing before it draws" if mode == "train" else "makes images, it answers none"
         raise UserError(f"{kind.__name__} {what}.", "Use mode=generate.")
     if mode == "generate" and not makes:
