@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn
 
 from fewspect.engine import folders
 from fewspect.errors import UserError
-from hydra_plugins.process_launcher import GRACE, Job, ProcessLauncher, quoted
+from hydra_plugins.process_launcher import GRACE, TICK, Job, ProcessLauncher, quoted
 
 if TYPE_CHECKING:
     import submitit
@@ -69,9 +69,10 @@ class Attempt:
             start_new_session=True,
             preexec_fn=_deaf,  # noqa: PLW1509 - one thread
         )
-        code = self.process.wait()
-        if code:
-            raise RuntimeError(f"{self.folder}: exit code {code}")
+        while self.process.poll() is None:  # a blocking wait would keep ``checkpoint`` from waiting, too
+            time.sleep(TICK)
+        if self.process.returncode:
+            raise RuntimeError(f"{self.folder}: exit code {self.process.returncode}")
 
     def arguments(self) -> list[str]:
         """Options of the process of this task: from the start, or from where the folder says it stopped."""
@@ -180,7 +181,7 @@ class SlurmLauncher(ProcessLauncher):
             while any(j.state in ("waiting", "running") for j in waiting):
                 for job in waiting:
                     self._look(job, under_way[job.number])
-                time.sleep(POLL if self.cluster == "slurm" else 0.2)
+                time.sleep(POLL if self.cluster == "slurm" else TICK)
         except BaseException:
             for job in waiting:
                 if job.state in ("waiting", "running"):
@@ -193,9 +194,12 @@ class SlurmLauncher(ProcessLauncher):
             return
         if job.state == "waiting" and folders.state(job.folder) == "running":
             job.state, job.began = "running", time.monotonic()
-        if not sent.done():
-            return
-        failed = sent.exception() is not None
+        try:
+            if not sent.done():
+                return
+            failed = sent.exception() is not None
+        except Exception:  # submitit's debug jobs run when they are looked at, and raise what they meet
+            failed = True
         job.state = "failed" if failed or folders.state(job.folder) != "done" else "done"
         job.code = int(failed)
 

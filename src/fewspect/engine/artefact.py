@@ -63,6 +63,8 @@ def export(
     """
     method.eval()
     episodes = _questions(data)
+    if type(method).exported is Method.exported:
+        method.exported(episodes[0])  # says why not
     asked = _chosen(episodes, of, by_product=data.protocol == "plain")
     with torch.no_grad():
         graph, cases = _graph(data, method.exported(asked[0]), asked, method, samples)
