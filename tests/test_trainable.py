@@ -19,7 +19,7 @@ KILLS = (1, 2, 4, 5, 7)
 """Steps of eight after which the process dies: inside, at the end and at the beginning of an epoch."""
 
 VARIANTS = {name: (name,) for name in GRADIENT if not issubclass(CLASSES[name], Generator)} | {
-    "gccs_gan": ("gccs", "method.preset=gtnet", "method.generator.epochs=2")
+    "gccs_gan": ("gccs", "method.preset=paper", f"data.episodes={BATCHES}")
 }
 PATIENT = ("patch_nn", "subspace", "ridge", "incontext", "mvrec", "gccs")
 """Not trained by gradient, measured in two processes all the same."""
@@ -59,8 +59,8 @@ def parts(root, name, *more):
     small = (
         f"method={name}", "backbone.weights=none", f"data.root={root}", f"data.side={SIDE}", "data.workers=0",
         "data.batch_size=2", "data.test_episodes=6", f"data.reader.side={SIDE}",
-        "data.reader.images_per_class=4", "data.reader.val_per_class=1", "data.reader.test_per_class=2", "data.reader.good=12",
-        "+data.reader.products=[wood]", "+data.reader.defects=[blob,burn,dent,hole,scratch]",
+        "data.reader.images_per_class=4", "data.reader.val_per_class=1", "data.reader.test_per_class=2",
+        "data.reader.good=12", "+data.reader.products=[wood]", "+data.reader.defects=[blob,burn,dent,hole,scratch]",
     )  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return build.parts(build.resolve(compose("config", [*small, *SPECIAL.get(name, ()), *more])))
