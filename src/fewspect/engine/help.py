@@ -13,6 +13,7 @@ MODES = {
     "test": "test the checkpoint of run=<folder>, or checkpoint=<file>",
     "predict": "masks for a folder: run=<folder> data=folder data.root=<images>",
     "generate": "a data set of samples: method=paste data=toy generate.count=200",
+    "export": "one file that answers images: run=<folder> format=onnx",
     "compare": "tables and one HTML page of finished runs: runs=logs/sofs",
     "check": "explain the data folder, validate the config, try one batch on the CPU",
 }

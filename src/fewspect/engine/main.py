@@ -148,6 +148,8 @@ def export(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     tree = build.resolve(cfg, extra)
     options = build.Export(**tree.get("export", {}))
     with concluded(tree, folder, "predict") as s:
+        if path is None and not s.method.ready:
+            raise UserError("mode=export needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
         checkpoints.load(path, s.method)
         s.record.setup(s.trainer, s.method, "export")
         agreed = artefact.export(

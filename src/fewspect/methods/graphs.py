@@ -82,6 +82,11 @@ class DetectorGraph(Graph):
         self.method, self.state, self.view, self.maps = method, state, view, maps
         self.pixel, self.image = calibration.pixel, calibration.image
         self.norm = calibration.norm
+        if maps.resolution == "model" and (cleaning["low"] or any(cleaning.values())):
+            raise UserError(
+                "A mask that is cleaned at the map's resolution cannot be exported.",
+                "Set method.maps.resolution=original, or no method.clean.",
+            )
         if maps.resolution == "model" and open_tiles:
             raise UserError(
                 "Tiles of images that are not resized have no resolution of their own.",
