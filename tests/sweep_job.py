@@ -1,7 +1,8 @@
 """Stands for ``run.py`` in tests of launchers: composes the same config, then does what ``DEEDS`` says.
 
-``DEEDS`` is a JSON object in the environment: seed -> ``work`` (default), ``raise``, ``kill``, ``sleep``, or
-``memory`` (fails for want of memory once, then works). No torch, so a job takes a second.
+``DEEDS`` is a JSON object in the environment: seed -> ``work`` (default), ``raise``, ``kill``, ``sleep``,
+``wait`` (sleeps once, then works), or ``memory`` (fails for want of memory once, then works). No torch, so a
+job takes a second.
 """
 
 import json
@@ -34,7 +35,7 @@ def main(cfg):
     record |= {"config": {"seed": cfg.seed}, "objective": {"name": "val/miou", "value": cfg.seed / 10}}
     (folder / "run.json").write_text(json.dumps(record))
     tries = len((folder / "tries.txt").read_text().splitlines())
-    if deed == "sleep":
+    if deed == "sleep" or (deed == "wait" and tries == 1):
         time.sleep(600)
     if deed == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -37,7 +37,7 @@ def test_help_lists_every_choice(tmp_path):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
             line = next(x for x in out.splitlines() if x.strip().split(" ")[0] == file.stem)
             assert len(line.split()) > 2, f"{file} has no headline"
-    for mode in ("train", "test", "predict", "generate", "check"):
+    for mode in ("train", "test", "predict", "generate", "export", "check"):
         assert mode in out
 
 

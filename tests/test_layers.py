@@ -20,7 +20,7 @@ ALLOWED = {
     "metrics": BASE,
     "methods": BASE | {"nn", "backbones", "metrics"},
     "callbacks": BASE,
-    "export": BASE | {"methods", "inference"},
+    "export": BASE | {"nn", "methods"},
     "inference": BASE | {"nn", "methods"},
     "inspection": BASE | {"data", "methods"},
     "report": {"errors"},

@@ -1,6 +1,7 @@
 """The commands of the README's section on own images run as they are written."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -8,12 +9,14 @@ from cli import FAST, ROOT, run
 
 from fewspect.data.toy.layouts import write
 
-SECTION = "## Your own images"
-COMMANDS = re.findall(
-    r"^python run\.py (.*?)\s*(?:#.*)?$",
-    (ROOT / "README.md").read_text("utf-8").partition(SECTION)[2].partition("\n## ")[0],
-    re.MULTILINE,
-)
+
+def commands(section):
+    """Arguments of ``python run.py`` in a section of the README, without comments."""
+    text = (ROOT / "README.md").read_text("utf-8").partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^python run\.py (.*?)\s*(?:#.*)?$", text, re.MULTILINE)
+
+
+COMMANDS, FIVE = commands("Your own images"), commands("Five commands")
 SMALL = ("data.workers=0", "data.batch_size=2")
 """Appended: the same work on fewer images."""
 
@@ -49,3 +52,22 @@ def test_a_command_of_the_readme_runs(line, place):
         rows = list(csv.DictReader(table.open()))
         assert rows
         assert {row["status"] for row in rows} == {"ok"}
+
+
+@pytest.mark.slow
+def test_the_five_commands_run_one_after_the_other(tmp_path):
+    """On a smaller factory; ``<run>`` is what the first one printed."""
+    assert len(FIVE) == 5
+    folder = ""
+    for line in FIVE:
+        arguments = [a.replace("logs/subspace/toy/<run>", folder) for a in line.split()]
+        small = FAST if "data=toy" in arguments else ()
+        done = run(*arguments, *small, cwd=tmp_path, timeout=600)
+        assert done.returncode == 0, done.stderr
+        folder = folder or done.stdout.splitlines()[-1]
+    assert list((tmp_path / folder).rglob("predictions.csv"))
+    assert (tmp_path / folder / "export" / "onnx" / "model.onnx").is_file()
+    (sweep,) = (tmp_path / "logs" / "sweeps").iterdir()
+    assert [json.loads((sweep / str(k) / "run.json").read_text())["status"] for k in range(4)] == ["done"] * 4
+    (page,) = (tmp_path / "logs" / "compare").rglob("comparison.html")
+    assert "GFLOP / image" in page.read_text("utf-8")

@@ -180,7 +180,7 @@ class ProcessLauncher(Launcher):
         """Start a job anew, or where its folder says that it stopped."""
         job.folder.mkdir(parents=True, exist_ok=True)
         known = folders.state(job.folder) != "new" and any((job.folder / folders.CHECKPOINTS).glob("*.ckpt"))
-        place = _quoted(job.folder)
+        place = quoted(job.folder)
         options = [f"run={place}", "resume=true"] if known else [*job.overrides, f"hydra.run.dir={place}"]
         cores = max(1, (os.cpu_count() or 1) // self.n_jobs)
         surroundings = {"OMP_NUM_THREADS": str(cores), **os.environ}
@@ -271,7 +271,7 @@ def _out_of_memory(path: Path) -> bool:
     return any(words in text for words in OUT_OF_MEMORY)
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """A path as a value of Hydra's grammar."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STUDY = "study.db"
+OF_A_CLUSTER = ("nodes", "cluster", "slurm")
+"""Options of ``launcher`` that processes on this machine do not take."""
+
 SIMPLE = (type(None), bool, int, float, str)
 
 
@@ -57,6 +60,7 @@ class SearchSweeper(Sweeper):
         """Take what Hydra gives every sweeper; jobs are processes, whatever launcher is the default."""
         self.config = config
         options: Any = OmegaConf.to_container(config.launcher, resolve=True)
+        options = {k: v for k, v in options.items() if k not in OF_A_CLUSTER}
         self.launcher = ProcessLauncher(**options, compare=False)
         self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

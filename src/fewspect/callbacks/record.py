@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
 
 import fewspect
 from fewspect.callbacks.files import write_atomic
@@ -72,6 +73,20 @@ def parameters(module: torch.nn.Module) -> dict[str, int]:
         "all": sum(p.numel() for p in known),
         "trained": sum(p.numel() for p in known if p.requires_grad),
     }
+
+
+def flops(module: LightningModule, batch: object) -> int | None:
+    """Floating-point operations of one answer, adaptation to its support included; None where not known.
+
+    Products, convolutions and attention count (``torch.utils.flop_counter``), two per multiply-add.
+    """
+    answers: Any = getattr(module, "answers", None)
+    compiled = any(getattr(m, "_compiled_call_impl", None) for m in module.modules())
+    if answers is None or compiled or not isinstance(batch, list) or not batch:
+        return None
+    with FlopCounterMode(display=False) as counter:
+        answers(batch[:1])
+    return counter.get_total_flops() or None
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -203,6 +218,8 @@ class Record(Callback):
         """Note what an answer took, its measurement included."""
         number = len(batch) if isinstance(batch, list | tuple) else 1
         self._answered.append(1000 * (time.perf_counter() - self._asked) / max(1, number))
+        if len(self._answered) == 1:
+            self.record["flops_per_image"] = flops(pl_module, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""

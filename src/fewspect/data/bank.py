@@ -121,13 +121,8 @@ class FeatureBank:
         path = None
         if self.folder is not None:
             path = self.folder / f"{self.backbone.name}-{self._hash(instances, classes)}.safetensors"
-            if path.is_file():
-                return replace(features.read(path), product=product)
-        made = self.compute(instances, classes, product)
-        if path is not None:
-            features.write(path, made)
-            log.info("features kept in %s", path)
-        return made
+        made = features.kept(path, lambda: self.compute(instances, classes, product))
+        return replace(made, product=product)
 
     @torch.inference_mode()
     def compute(self, instances: Sequence[Instance], classes: Sequence[str], product: str) -> FeatureSet:

@@ -42,13 +42,7 @@ def embedded(index: Index, backbone: nn.Module, *, side: int, cache: str | None 
         raise UserError("No image is labelled with a class.", "Run mode=check to see the data set.")
     config = {"backbone": getattr(backbone, "name", type(backbone).__name__), "side": side}
     path = Path(cache) / f"{_key(samples, backbone, config)}.safetensors" if cache else None
-    if path is not None and path.is_file():
-        log.info("features of %d images read from %s", len(samples), path)
-        return features.read(path)
-    made = _made(index, samples, backbone, config)
-    if path is not None:
-        features.write(path, made)
-    return made
+    return features.kept(path, lambda: _made(index, samples, backbone, config))
 
 
 def _made(index: Index, samples: Sequence[Sample], backbone: nn.Module, config: dict[str, Any]) -> FeatureSet:

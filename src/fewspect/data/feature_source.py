@@ -75,6 +75,7 @@ class FeatureSource:
         self.files, self.options, self.backbone = files, options, backbone
         self._tasks: list[Task] = []
         self._shown: list[tuple[str, Instance, FeatureBank]] = []
+        self._asked: list[tuple[str, list[Instance], FeatureBank]] = []
 
     def examples(self, most: int = 8) -> list[tuple[str, Tensor, Tensor]]:
         """What the backbone saw of a support of each class: name, views (V, 3, s, s), masks (V, 1, s, s).
@@ -82,6 +83,11 @@ class FeatureSource:
         Empty where the features came from files.
         """
         return [(name, *bank.look(instances.load(instance))) for name, instance, bank in self._shown[:most]]
+
+    def instances(self, product: str) -> tuple[list[Instance], FeatureBank] | None:
+        """What is asked about a product and what describes it; None where the features came from files."""
+        found = [(asked, bank) for name, asked, bank in self._asked if name == product]
+        return found[0] if found else None
 
     def tasks(self, index: Callable[[], Index]) -> list[Task]:
         """One task per product.
@@ -125,7 +131,9 @@ class FeatureSource:
         classes = [c for c in index.classes if c in names]
         product, bank = index.products[0], self._bank(any(i.regions for i in (*pool, *asked)))
         where = (f"The support of {product}", f"the queries of {product}")
-        known, queries = (bank.get(part, classes, product) for part in (pool, self._undrawn(asked)))
+        asked = self._undrawn(asked)
+        self._asked.append((product, asked, bank))
+        known, queries = (bank.get(part, classes, product) for part in (pool, asked))
         supported = [c for c in classes if any(i.cls == c for i in pool)]
         first = {i.cls: i for i in reversed(pool)}
         self._shown += [(f"{product}/{c}", first[c], bank) for c in supported]

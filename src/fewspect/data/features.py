@@ -18,9 +18,10 @@ Example:
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,8 @@ from torch import Tensor
 
 from fewspect.data.caches import read_cache
 from fewspect.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fewspect-features-1"
 LISTS = ("ids", "groups", "paths", "texts")
@@ -85,13 +88,7 @@ class FeatureSet:
 
     def token(self, which: Token = "class") -> Tensor:
         """Features (N, V, D'): class token, mean of the patch tokens, both side by side, or every token."""
-        tokens = self.feature
-        if which == "class" or tokens.shape[2] == 1:
-            return tokens[:, :, 0]
-        if which == "all":
-            return tokens.flatten(2)
-        patches = tokens[:, :, 1:].float().mean(2).to(tokens.dtype)  # (N, V, D)
-        return patches if which == "patches" else torch.cat([tokens[:, :, 0], patches], -1)
+        return chosen(self.feature, which)
 
     def take(self, places: Sequence[int]) -> "FeatureSet":
         """The items at these places, in this order."""
@@ -108,6 +105,16 @@ class FeatureSet:
         texts = tuple(self.texts[self.classes.index(c)] for c in classes) if self.texts else ()
         label = torch.tensor([place[k] for k in kept.label.tolist()], dtype=torch.int64)
         return replace(kept, label=label, classes=tuple(classes), text=text, texts=texts)
+
+
+def chosen(tokens: Tensor, which: Token) -> Tensor:
+    """``FeatureSet.token`` of tokens (N, V, T, D)."""
+    if which == "class" or tokens.shape[2] == 1:
+        return tokens[:, :, 0]
+    if which == "all":
+        return tokens.flatten(2)
+    patches = tokens[:, :, 1:].float().mean(2).to(tokens.dtype)  # (N, V, D)
+    return patches if which == "patches" else torch.cat([tokens[:, :, 0], patches], -1)
 
 
 def check(made: FeatureSet, where: str) -> FeatureSet:
@@ -162,11 +169,13 @@ def write(path: Path | str, made: FeatureSet) -> None:
     header = {"format": FORMAT, "classes": json.dumps(made.classes), "product": made.product}
     header |= {"config": json.dumps(made.config, sort_keys=True, default=str), "digest": made.digest}
     header |= {k: json.dumps(getattr(made, k)) for k in LISTS if getattr(made, k)}
+    kept = {k: v.contiguous() for k, v in tensors.items() if v is not None}
+    header["content"] = _content(kept)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     os.close(handle)
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, part, header)
+        save_file(kept, part, header)
         Path(part).replace(path)
     finally:
         Path(part).unlink(missing_ok=True)
@@ -205,7 +214,39 @@ def read(path: Path | str) -> FeatureSet:
         config=_config(header, path),
         **lists,  # type: ignore[arg-type]
     )
+    if "content" in header and header["content"] != _content(tensors):
+        raise UserError(f"{path} is damaged: its content is not what was written.", "Write it again.")
     return check(made, str(path))
+
+
+def kept(path: Path | None, make: Callable[[], FeatureSet]) -> FeatureSet:
+    """Features from a cache file, or made and kept there; a damaged file or a full disk costs only time.
+
+    Args:
+        path: The file; None = no cache.
+        make: Makes the features.
+    """
+    if path is not None and path.is_file():
+        try:
+            return read(path)
+        except UserError as error:
+            log.warning("%s The features are made anew.", error.message)
+    made = make()
+    if path is not None:
+        try:
+            write(path, made)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be written (%s): the features are not kept.", path, error)
+    return made
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of names and values."""
+    sha = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        sha.update(name.encode())
+        sha.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _four(feature: Tensor) -> Tensor:

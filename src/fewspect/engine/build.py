@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
@@ -38,6 +38,7 @@ class Options:
     allow: Sequence[str] = ()
     debug: bool = False
     alpha: float | None = None
+    format: Literal["onnx", "torch_export"] = "onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,14 @@ class Inspect(Inspection):
     schema: ClassVar[dict[str, Any]] = {"views": ViewOptions}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """The group ``export`` of ``conf/config.yaml`` and its types."""
+
+    of: str | None = None
+    samples: int = 16
+
+
 ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")
 """Options of comparisons and sweeps, which are no part of a run."""
 
@@ -93,6 +102,7 @@ def resolve(cfg: DictConfig, extra: Sequence[str] = ()) -> dict[str, Any]:
             "inspect": Inspect,
             "generate": Generate,
             "evaluate": Evaluate,
+            "export": Export,
             "": Options,
         },
     )
@@ -124,7 +134,7 @@ def require_mode(tree: dict[str, Any]) -> None:
     """
     kind, mode = allow.locate(tree["method"]["_target_"], "method"), tree["mode"]
     makes = getattr(kind, "task", "") == "generate"
-    if makes and (mode in ("test", "predict") or (mode == "train" and kind.fit_kind == "none")):
+    if makes and (mode in ("test", "predict", "export") or (mode == "train" and kind.fit_kind == "none")):
         what = "learns nothing before it draws" if mode == "train" else "makes images, it answers none"
         raise UserError(f"{kind.__name__} {what}.", "Use mode=generate.")
     if mode == "generate" and not makes:

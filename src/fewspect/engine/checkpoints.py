@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
@@ -37,10 +38,17 @@ class AtomicIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch wraps what its writer meets
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{target} cannot be written: {str(error).splitlines()[0]}",
+                "Make room on the disk; the state that was saved before stands: run=<folder> resume=true.",
+            ) from error
         if target.name == LAST and target.exists():
             kept = target.with_name(f".{PREVIOUS}.part")
             kept.unlink(missing_ok=True)
@@ -164,7 +172,13 @@ def best(folder: Path, objective: str, mode: str) -> ModelCheckpoint:
 
 
 def resume_point(folder: Path) -> tuple[Path | None, str]:
-    """The newest readable state of a run, and a notice if it is not the obvious one."""
+    """The newest readable state of a run, and a notice if it is not the obvious one.
+
+    What a killed process has left half written is removed.
+    """
+    for place in (folder, folder / CHECKPOINTS):
+        for part in place.glob(".*.part"):
+            part.unlink(missing_ok=True)
     paths = [folder / CHECKPOINTS / name for name in (LAST, PREVIOUS)]
     present = [p for p in paths if p.is_file()]
     for path in present:
@@ -185,6 +199,7 @@ def own_or_loaded(path: Path | None, method: Method) -> Path | None:
     if path is None:
         return None
     try:
+        require_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torn zip, pickled code: many types
         raise UserError(
@@ -197,9 +212,42 @@ def own_or_loaded(path: Path | None, method: Method) -> Path | None:
     return None
 
 
-def readable(path: Path) -> bool:
-    """Whether a checkpoint loads as tensors and plain values."""
+def load(path: Path | None, method: Method) -> None:
+    """Load a checkpoint, ours or another program's, without a Trainer; None = the method as it is.
+
+    Raises:
+        UserError: It is no checkpoint, or one of another method or of other weights.
+    """
+    own = own_or_loaded(path, method)
+    if own is None:
+        return
+    content = torch.load(own, map_location="cpu", weights_only=True)
+    method.on_load_checkpoint(content)
     try:
+        method.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"checkpoint={own} does not fit {type(method).__name__}: {str(error).splitlines()[-1].strip()}",
+            "Use the configuration that it was trained with: run=<folder>.",
+        ) from error
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint is whole and loads as tensors and plain values."""
+    try:
+        require_whole(path)
         return "state_dict" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torn zip, foreign pickle: many types
         return False
+
+
+def require_whole(path: Path) -> None:
+    """Compare a checkpoint with its checksums; torch itself does not look at them.
+
+    Raises:
+        BadZipFile: A part differs from what was written. Files that are no archives are not judged.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (name := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{name} is damaged")

@@ -45,11 +45,13 @@ DINOV2 = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2_vitl14"}
 """Width of an official checkpoint's class token -> the backbone it belongs to."""
 
 
-def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str) -> str:
-    """Name the folder of a run (resolver ``run_folder`` of conf/hydra)."""
+def run_folder(run: str | None, resume: bool, mode: str, kind: str, now: str, *form: str) -> str:
+    """Name the folder of a run (resolver ``run_folder`` of conf/hydra); ``form`` is that of an export."""
     if run and resume:
         return str(run)
     mine = f"{now}-{os.getpid()}"  # two runs may start in the same second
+    if run and mode == "export":
+        return "/".join((run, "export", *form))
     if mode == "compare":
         return f"logs/compare/{mine}"
     own = mode if mode == "evaluate" else kind

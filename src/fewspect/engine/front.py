@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 our bug (traceback), 2 the user's mistake (two lines), 130
 and SIGTERM.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -19,6 +20,8 @@ from fewspect.engine import folders, help
 from fewspect.errors import EXIT_CODE, UserError
 
 CTRL_C = 130
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Disk, largest size of a file, or quota."""
 
 
 class Stopped(BaseException):
@@ -60,11 +63,23 @@ def _guarded(main: Callable[[], Any], conf: Path, arguments: list[str]) -> int:
         return tell(error, arguments)
     except (HydraException, OmegaConfBaseException) as error:
         return tell(help.explain(error, conf, sys.argv[1:]), arguments)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return tell(_full(error), arguments)
     except Stopped as stopped:
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return CTRL_C
     return 0
+
+
+def _full(error: OSError) -> UserError:
+    where = error.filename or "a file of the run"
+    return UserError(
+        f"{where} cannot be written: {error.strerror}.",
+        "Make room on the disk; run=<folder> resume=true continues from the last saved state.",
+    )
 
 
 def tell(error: UserError, arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ MODES = {
     "inspect": "decision, place, class and size of every defect: data=folder data.root=my_parts alpha=0.05",
     "generate": "a data set of samples: method=paste data=toy generate.count=200",
     "evaluate": "a generated set beside the real one: run=<run of mode=generate>",
+    "export": "one file that answers images: run=<folder> format=onnx",
     "compare": "tables and one HTML page of finished runs: runs=logs/sofs",
     "check": "explain the data folder, validate the config, try one batch on the CPU",
 }

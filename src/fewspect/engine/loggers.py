@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewspect.errors import UserError
+from fewspect.metrics.suites import LOWER_IS_BETTER
 
 ID_FILE = ".wandb_id"
 SWEEPS = "sweeps"
@@ -112,8 +113,20 @@ def _wandb(
         settings=wandb.Settings(console="off", silent=True),
         **options,
     )
-    run.define_metric(str(config.get("objective")), summary=direction)
+    for name, summary in summaries(str(config.get("objective")), direction):
+        run.define_metric(name, summary=summary)
     return WandbLogger(experiment=run)
+
+
+def summaries(objective: str, direction: str) -> list[tuple[str, str]]:
+    """Which value of a curve stands for the run in tables: the best one, by what is better of each metric.
+
+    Returns:
+        (name or pattern, ``max`` or ``min``); W&B takes the first that fits.
+    """
+    smaller = [(f"val/{name}", "min") for name in (*LOWER_IS_BETTER, "loss")]
+    found = dict([(objective, direction), *smaller])
+    return [*found.items(), ("val/*", "max"), ("train/*", "min")]
 
 
 def tags(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:

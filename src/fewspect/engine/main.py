@@ -143,6 +143,7 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     farewell(folder)
 
 
+<<<<<<< HEAD
 def evaluate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Set a generated data set beside the real one: distances, copies, masks; nothing is trained."""
     from fewspect.engine import build, evaluation  # noqa: PLC0415
@@ -152,6 +153,30 @@ def evaluate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     named = (tree.get("evaluate") or {}).get("generated")
     own = Path(cfg.run) / GENERATED if cfg.run else None
     evaluation.conclude(tree, Path(named) if named else own, folder, facts(tree))
+=======
+def export(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
+    """Write one file that answers images by itself, compared with the run on its own data."""
+    from fewspect.engine import artefact, build, checkpoints  # noqa: PLC0415
+    from fewspect.engine.session import concluded  # noqa: PLC0415
+    from fewspect.engine.tables import farewell  # noqa: PLC0415
+
+    path = folders.chosen_checkpoint(cfg)
+    tree = build.resolve(cfg, extra)
+    options = build.Export(**tree.get("export", {}))
+    with concluded(tree, folder, "predict") as s:
+        if path is None and not s.method.ready:
+            raise UserError("mode=export needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+        checkpoints.load(path, s.method)
+        s.record.setup(s.trainer, s.method, "export")
+        agreed = artefact.export(
+            s.data, s.method, folder, tree.get("format", "onnx"), of=options.of, samples=options.samples
+        )
+        s.record.record["parity"] = agreed.plain()
+        s.record.finish(s.trainer, "done")
+    told = f"{agreed.samples} samples, {agreed.sizes} sizes: score within {agreed.score:.1e}"
+    log.info("%s, map within %.1e, decisions equal", told, agreed.map)
+    farewell(folder)
+>>>>>>> export
 
 
 def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
@@ -212,7 +237,11 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "predict": predict,
     "inspect": inspect,
     "generate": generate,
+<<<<<<< HEAD
     "evaluate": evaluate,
+=======
+    "export": export,
+>>>>>>> export
     "check": check,
     "compare": compare,
 }

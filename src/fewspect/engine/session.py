@@ -1,6 +1,7 @@
 """One run with everything it needs, and its honest end: status, state of the loggers, table, run folder."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from fewspect.report.records import CHOICES
 
 log = logging.getLogger(__name__)
 
+LOST = re.compile(r"DataLoader worker \(pid.* (exited unexpectedly|is killed by signal)")
+
 Stage = Literal["test", "predict"]
 
 
@@ -60,18 +63,33 @@ def concluded(tree: dict[str, Any], folder: Path, stage: Stage) -> Iterator[Sess
         session = assemble(tree, folder, stage, curves=curves, data=data, method=method)
         record = session.record
         yield session
-    except BaseException as error:
+    except BaseException as caught:
+        error = _told(caught)
         status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        if record is not None and record.record:
-            record.finish(session.trainer, status, error=f"{type(error).__name__}: {error}")
-        else:
-            path = folder / FILE
-            write_record(
-                path, {**read_record(path), "status": status, "error": f"{type(error).__name__}: {error}"}
-            )
+        text = f"{type(error).__name__}: {error}"
+        try:
+            if record is not None and record.record:
+                record.finish(session.trainer, status, error=text)
+            else:
+                path = folder / FILE
+                write_record(path, {**read_record(path), "status": status, "error": text})
+        except OSError as full:  # the disk that ended the run
+            log.warning("%s does not say how the run ended: %s", folder / FILE, full)
         loggers.finish(curves, 1)
-        raise
+        if error is caught:
+            raise
+        raise error from caught
     loggers.finish(curves, 0)
+
+
+def _told(error: BaseException) -> BaseException:
+    """An error in the user's words where it has a known cause."""
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return UserError(
+            f"A loader process ended: {str(error).splitlines()[0]}",
+            "Memory may have run out: lower data.workers or data.batch_size, then run=<folder> resume=true.",
+        )
+    return error
 
 
 def assemble(

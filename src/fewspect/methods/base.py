@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewspect import draws
 from fewspect.errors import UserError
 from fewspect.methods import optim
+from fewspect.methods.graphs import Graph
 from fewspect.metrics.suites import Suite, suite
 from fewspect.types import DataInfo, Episode, Prediction, State, Support
 
@@ -32,6 +33,7 @@ class Method(pl.LightningModule):
         fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing
             is differentiated) or ``none`` (training is skipped).
         protocols: Values of ``data.protocol`` that it can work with.
+        not_exported: Why there is no ``exported``, as half a sentence.
 
     Args:
         optimizer: Keyword arguments of ``optim.build``.
@@ -43,6 +45,7 @@ class Method(pl.LightningModule):
     needs: ClassVar[str] = ""
     fit_kind: ClassVar[Literal["gradient", "single_pass", "none"]] = "gradient"
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
+    not_exported: ClassVar[str] = "nobody has written its answer as a graph"
 
     def __init__(
         self,
@@ -121,6 +124,21 @@ class Method(pl.LightningModule):
         raise UserError(
             f"{path} is no checkpoint of this framework.",
             f"{type(self).__name__} reads no other format; name a .ckpt file of a run folder.",
+        )
+
+    def exported(self, episode: Episode) -> Graph:
+        """What an exported model computes: this method's answer to one query, the episode's support inside.
+
+        Args:
+            episode: What to adapt to, for which product, and whether queries are seen whole.
+
+        Raises:
+            UserError: The method, or an option of it, has no such graph.
+        """
+        del episode
+        raise UserError(
+            f"{type(self).__name__} cannot be exported: {self.not_exported}.",
+            "Use the run itself: mode=predict run=<folder>.",
         )
 
     @property

@@ -22,6 +22,7 @@ from fewspect import draws
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
 from fewspect.methods.calibration import Calibration, Calibrations, Observed, Rules
+from fewspect.methods.graphs import DetectorGraph, Graph
 from fewspect.nn import maps as map_ops
 from fewspect.nn import tiles, windows
 from fewspect.nn.morphology import clean
@@ -195,6 +196,26 @@ class Detector(Method):
         low, values = options.pop("low"), final.cpu().numpy()
         weak = None if low is None else values > low * threshold
         return torch.from_numpy(clean(values > threshold, weak, **options)).to(final.device, torch.uint8)
+
+    def exported(self, episode: Episode) -> Graph:
+        """See ``Method.exported``.
+
+        Raises:
+            UserError: There are no thresholds yet, several products and none of them is meant, or an option
+                has no graph.
+        """
+        known = self.calibrations.known
+        if not known:
+            raise UserError(
+                f"{type(self).__name__} has no thresholds yet, so there is nothing to decide with.",
+                "Train it first: mode=train sets them on good images.",
+            )
+        calibration = self.calibrations.about(choose(episode.product, known))
+        return DetectorGraph(self, self.settled(self.adapt(episode.support)), calibration)
+
+    def settled(self, state: State) -> State:
+        """A state for a graph: one that only names a product is replaced by what was learned of it."""
+        return state
 
     def raw_map(self, image: Tensor, state: State) -> tuple[Tensor, Tensor | None]:
         """Raw map (h, w) of an image (3, H, W) uint8, and the reconstruction (1, 3, h, w) if there is one."""

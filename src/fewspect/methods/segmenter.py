@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
+from fewspect.methods.graphs import Graph, SegmenterGraph
 from fewspect.nn import windows
 from fewspect.types import DataInfo, Episode, Prediction, State, Support
 
@@ -101,6 +102,10 @@ class Segmenter(Method):
                 if hard_too:
                     self._merge(votes, box, prob, hard=True)
         return self._decide(heat.result(), votes.result() if hard_too else None)
+
+    def exported(self, episode: Episode) -> Graph:
+        """See ``Method.exported``."""
+        return SegmenterGraph(self, self.adapt(episode.support), episode.classes, whole=episode.whole)
 
     def evaluate_episode(self, episode: Episode) -> Prediction:
         """Adapt to the support once, then answer the episode's query at its own size."""

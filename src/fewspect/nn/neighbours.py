@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewspect import draws
+from fewspect.nn.pieces import exporting, pieces
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -58,15 +59,20 @@ def nearest(
         eligible, the distance is infinite and the index means nothing.
     """
     count = min(k + (EXTRA if half else 0), len(bank))
-    rows, columns = blocks(len(query), len(bank), bank.shape[1] * count, chunk_mb)
+    rows, columns = query.shape[0], bank.shape[0]  # not len(): a graph keeps them open
+    if not exporting():
+        rows, columns = blocks(rows, columns, bank.shape[1] * count, chunk_mb)
     with torch.autocast(query.device.type, enabled=False):
         query, bank = query.float(), bank.float()
         bias = _bias(bank, metric, exclude, owners)
         found = []
-        for part in query.split(rows):
+        for part in pieces(query, rows):
             best, index = _candidates(part, bank, bias, count, columns, half)
             distance = _direct(part, bank[index], metric).masked_fill_(best == -torch.inf, torch.inf)
-            distance, order = distance.sort(dim=1, stable=True)
+            if exporting():  # ONNX knows no stable order
+                distance, order = distance.topk(count, 1, largest=False)
+            else:
+                distance, order = distance.sort(dim=1, stable=True)
             found.append((distance[:, :k], index.gather(1, order[:, :k])))
     return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
 
@@ -101,8 +107,8 @@ def _candidates(  # noqa: PLR0917
     """Largest biased products (rows, count) and their bank indices, block by block."""
     dtype = torch.float32 if not half else torch.bfloat16 if query.device.type == "cpu" else torch.float16
     left = query.to(dtype)
-    best = query.new_zeros(len(query), 0)
-    index = torch.zeros(len(query), 0, dtype=torch.int64, device=query.device)
+    best = query.new_zeros(query.shape[0], 0)
+    index = torch.zeros(query.shape[0], 0, dtype=torch.int64, device=query.device)
     for start in range(0, len(bank), columns):
         part = slice(start, start + columns)
         score = (left @ bank[part].to(dtype).T).float().add_(bias[part])  # (rows, columns)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewspect.nn.pieces import exporting, pieces
+
 PROTOTYPE_EPS = 5e-4
 """Added to the mask area of an average; an empty mask gives exactly 0."""
 
@@ -78,7 +80,7 @@ def cosine_priors(
         rows = max(1, cells // max(1, query.shape[0] * support.shape[2]))
         front = _foreground(support, mask)
         normal = support * (1 - mask)[..., None]  # (1 - m) cos is linear in s: no product per pair of cells
-        parts = [(_semantic(q, *front, share), _nearest(q, normal, count)) for q in query.split(rows, dim=1)]
+        parts = [(_semantic(q, *front, share), _nearest(q, normal, count)) for q in pieces(query, rows, 1)]
         semantic, nearest = zip(*parts, strict=True)
         return torch.cat(semantic, 1), 1 - torch.cat(nearest, 1)
 
@@ -131,7 +133,7 @@ def fuse(
     with torch.autocast(query.device.type, enabled=False):
         result = query.float()
         direction = unit(query)
-        step = max(1, cells // max(1, query.shape[:3].numel()))
+        step = max(1, key.shape[1]) if exporting() else max(1, cells // max(1, query.shape[:3].numel()))
         for j in range(0, key.shape[1], step):
             part = slice(j, j + step)
             match = torch.einsum("bqnd,bjd->bqnj", direction, key[:, part] * mask[:, part, None])
@@ -147,7 +149,7 @@ def foreground_cells(mask: Tensor) -> Tensor:
         mask: (B, S * N) foreground shares, 0 where a cell takes no part. Rows with fewer foreground cells are
             filled up with cells of share 0, which do nothing in ``fuse``.
     """
-    most = int((mask > 0).sum(-1).max())
+    most = mask.shape[-1] if exporting() else int((mask > 0).sum(-1).max())
     return (mask > 0).to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]
 
 

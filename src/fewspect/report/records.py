@@ -26,13 +26,13 @@ SEED = "seed"
 
 OF_ONE_CALL = {
     *("mode", "run", "resume", "checkpoint", "name", "tags", "debug", "allow", "runs", "objective"),
-    *("logger", "trainer", "compile", "compare", "generate", "launcher"),
+    *("logger", "trainer", "compile", "compare", "generate", "launcher", "format", "export"),
 }
 """Parts of a configuration that do not change what is measured (``trainer`` but for its length, see
 ``identity``)."""
 
 LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches", "trainer.precision")
-INSIDE = {"checkpoints", "panels", "predictions", ".hydra", "wandb", ".submitit"}
+INSIDE = {"checkpoints", "export", "panels", "predictions", ".hydra", "wandb", ".submitit"}
 """Folders of a run that hold no further runs."""
 
 

@@ -31,6 +31,7 @@ BESIDE = (
 
 COSTS: dict[str, tuple[str, ...]] = {
     "ms / image": ("milliseconds_per_image",),
+    "GFLOP / image": ("flops_per_image",),
     "episodes / s": ("samples_per_second",),
     "peak memory, MiB": ("peak_memory_mib", "rss"),
     "hours": ("wall_seconds",),
@@ -39,7 +40,7 @@ COSTS: dict[str, tuple[str, ...]] = {
 }
 """Column -> where ``run.json`` has it."""
 
-SCALE = {"hours": 1 / 3600, "parameters, M": 1e-6, "trained, M": 1e-6}
+SCALE = {"GFLOP / image": 1e-9, "hours": 1 / 3600, "parameters, M": 1e-6, "trained, M": 1e-6}
 SMALL_IS_GOOD = ("loss", "alarm", "error", "seconds", "fid", "kid")
 NONE = "-"
 

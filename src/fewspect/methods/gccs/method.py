@@ -84,6 +84,7 @@ class Gccs(Classifier):
         UserError: A preset or value that does not exist.
     """
 
+    not_exported = "its graph of supports and queries is made anew for every episode"
     fit_kind = "single_pass"  # of the default; other generators set their own
     protocols = ("ways", "features")
     schema: ClassVar[dict[str, Any]] = {

@@ -22,11 +22,13 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from fewspect.backbones.base import Backbone
+from fewspect.errors import UserError
+from fewspect.methods.graphs import Graph
 from fewspect.methods.segmenter import Segmenter, Sliding
 from fewspect.nn.neighbours import nearest
 from fewspect.nn.patches import Join, resized
 from fewspect.nn.prototype import intensity, unit
-from fewspect.types import Prediction, Support
+from fewspect.types import Episode, Prediction, Support
 
 MARKED = 0.5
 """A cell is marked when its foreground share reaches this part of the largest share in its view."""
@@ -101,6 +103,19 @@ class InContext(Segmenter):
         if self.clusters > 0:
             like = torch.stack([shared(*pair, self.clusters) for pair in zip(like, tokens, strict=True)])
         return Prediction(prob=torch.sigmoid(self.sharpness * resized(like, grid, images.shape[-1])))
+
+    def exported(self, episode: Episode) -> Graph:
+        """See ``Method.exported``.
+
+        Raises:
+            UserError: Patches decide together.
+        """
+        if self.clusters > 0:
+            raise UserError(
+                "InContext cannot be exported with clusters: grouping patches is no graph.",
+                "Set method.clusters=0.",
+            )
+        return super().exported(episode)
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Joined features (B, N, D) of length 1 and their grid."""

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from fewspect.errors import UserError
 from fewspect.methods.classifier import Classifier
+from fewspect.methods.graphs import FeatureGraph, Graph
 from fewspect.methods.mvrec import heads
 from fewspect.nn.heads import Text, mixed
 from fewspect.nn.merging import merge as merged
 from fewspect.nn.shots import Fitted, Head, Merge, Shots
 from fewspect.nn.transductive import Way, together
-from fewspect.types import Prediction, Support
+from fewspect.types import Episode, Prediction, Support
 
 Views = Literal["all", "first", "centred"] | list[int]
 GRID, MIDDLE = 9, 4
@@ -167,6 +168,19 @@ class MVREC(Classifier):
         if state.single:
             found, extra = ({k: v[0] for k, v in part.items()} for part in (found, extra))
         return Prediction(logits=found["logits"], score=found["score"], extra=extra)
+
+    def exported(self, episode: Episode) -> Graph:
+        """See ``Method.exported``; the graph answers features, the data knows how they are made.
+
+        Raises:
+            UserError: Queries are answered together.
+        """
+        if self.transductive != "none":
+            raise UserError(
+                "MVREC cannot be exported with method.transductive: an answer depends on all queries.",
+                "Set method.transductive=none.",
+            )
+        return FeatureGraph(self, self.adapt(episode.support), episode.classes)
 
     # -- pieces
 

@@ -153,7 +153,7 @@ class PatchNN(Detector):
 
     def predict(self, images: Tensor, state: Bank | Fitted) -> Prediction:
         """Distances (Q, h, w) of the patches of images (Q, 3, H, W) to the bank, at least 0."""
-        bank = self._bank(state) if isinstance(state, Fitted) else state
+        bank = self.settled(state)
         tokens, grid = self._tokens(images)  # (Q, N, D)
         distance, index = search.nearest(
             tokens.flatten(0, 1),
@@ -170,6 +170,10 @@ class PatchNN(Detector):
         if self.reweight > 1:
             prob = prob * self._factor(tokens, prob, index[:, 0].view_as(prob), bank)[:, None]
         return Prediction(prob=prob.unflatten(1, grid))
+
+    def settled(self, state: Bank | Fitted) -> Bank:
+        """See ``Detector.settled``."""
+        return self._bank(state) if isinstance(state, Fitted) else state
 
     def _bank(self, state: Fitted) -> Bank:
         """The bank of a product, without the rows of the asked image."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewspect.backbones.base import Backbone, Features
 from fewspect.methods.sofs.head import Head, Trace
 from fewspect.methods.sofs.state import Segmentation, SupportState
+from fewspect.nn.pieces import pieces
 
 __all__ = ["Head", "Segmentation", "SofsNet", "SupportState", "Trace"]
 
@@ -42,7 +43,7 @@ class SofsNet(nn.Module):
     def features(self, images: Tensor) -> Features:
         """Backbone features of (B, M, 3, H, W) as tokens (B, M, N, C) per layer."""
         flat = images.flatten(0, 1)  # (B * M, 3, H, W)
-        return Features.cat([self.backbone(part) for part in flat.split(self.views_per_pass)]).grouped(
+        return Features.cat([self.backbone(part) for part in pieces(flat, self.views_per_pass)]).grouped(
             len(images)
         )
 

@@ -127,9 +127,13 @@ class SubspaceAD(Detector):
 
     def predict(self, images: Tensor, state: Subspace | Fitted) -> Prediction:
         """Squared distances (Q, h, w) of the features of images (Q, 3, H, W) to the subspace, at least 0."""
-        subspace = self._fitted(state) if isinstance(state, Fitted) else state
+        subspace = self.settled(state)
         tokens, grid = self._tokens(images)
         return Prediction(prob=subspace.residual(tokens).unflatten(1, grid))
+
+    def settled(self, state: Subspace | Fitted) -> Subspace:
+        """See ``Detector.settled``."""
+        return self._fitted(state) if isinstance(state, Fitted) else state
 
     def _fitted(self, state: Fitted) -> Subspace:
         """The subspace of a product; for an image that was learned from, the one without its part."""

@@ -1,0 +1,1 @@
+"""Exported models: ``making`` writes them, ``parity`` compares them with the run, ``reader`` uses them."""
