@@ -143,7 +143,6 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     farewell(folder)
 
 
-<<<<<<< HEAD
 def evaluate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Set a generated data set beside the real one: distances, copies, masks; nothing is trained."""
     from fewspect.engine import build, evaluation  # noqa: PLC0415
@@ -153,7 +152,8 @@ def evaluate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     named = (tree.get("evaluate") or {}).get("generated")
     own = Path(cfg.run) / GENERATED if cfg.run else None
     evaluation.conclude(tree, Path(named) if named else own, folder, facts(tree))
-=======
+
+
 def export(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Write one file that answers images by itself, compared with the run on its own data."""
     from fewspect.engine import artefact, build, checkpoints  # noqa: PLC0415
@@ -176,7 +176,6 @@ def export(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     told = f"{agreed.samples} samples, {agreed.sizes} sizes: score within {agreed.score:.1e}"
     log.info("%s, map within %.1e, decisions equal", told, agreed.map)
     farewell(folder)
->>>>>>> export
 
 
 def check(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
@@ -237,11 +236,8 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "predict": predict,
     "inspect": inspect,
     "generate": generate,
-<<<<<<< HEAD
     "evaluate": evaluate,
-=======
     "export": export,
->>>>>>> export
     "check": check,
     "compare": compare,
 }
