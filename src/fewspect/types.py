@@ -233,10 +233,14 @@ class Generated:
         image: (3, H, W) uint8.
         mask: (H, W) uint8 class labels: 0 background, k ``Generator.classes[k - 1]``.
         product: The inspected object.
-        origin: What it was made of, for the manifest.
+        origin: What it was made of, for the manifest; values are plain.
+        group: The real image that it derives from: samples of one group are not torn apart; empty = alone.
+        ground: (3, H, W) uint8: the picture that a defect was put onto, if there was one.
     """
 
     image: Tensor
     mask: Tensor
     product: str = ""
-    origin: Mapping[str, str] = field(default_factory=dict[str, str])
+    origin: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])
+    group: str = ""
+    ground: Tensor | None = None

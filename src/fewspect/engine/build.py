@@ -42,6 +42,13 @@ class Generate:
 
     count: int = 64
     folder: str | None = None
+    batch: int = 16
+    classes: str | Sequence[str] | None = None
+    product: str | None = None
+    mask: str | None = None
+    normal: str | None = None
+    region: str | None = None
+    start: float | None = None
 
 
 ELSEWHERE = ("runs", "compare", "launcher", "search", "n_trials")

@@ -197,6 +197,26 @@ def own_or_loaded(path: Path | None, method: Method) -> Path | None:
     return None
 
 
+def restore(path: Path | None, method: Method) -> None:
+    """Load a checkpoint into a method without a Trainer; None loads nothing.
+
+    Raises:
+        UserError: The file is no checkpoint, or not of this method and these data.
+    """
+    own = own_or_loaded(path, method)
+    if own is None:
+        return
+    content = torch.load(own, map_location="cpu", weights_only=True)
+    method.on_load_checkpoint(content)
+    try:
+        method.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error)).strip()
+        raise UserError(
+            f"{own} does not fit this method: {first}", "Use the options of that run: run=<its folder>."
+        ) from error
+
+
 def readable(path: Path) -> bool:
     """Whether a checkpoint loads as tensors and plain values."""
     try:

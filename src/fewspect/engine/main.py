@@ -73,7 +73,7 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
         paths = [folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]
         best = next((p for p in paths if p.is_file()), None)
         if not s.data.tests:
-            log.info("No defective image to test on; ask about new parts with mode=predict run=%s", folder)
+            log.info(UNTESTED[s.method.task == "generate"], folder)
             return report(s)
         s.trainer.test(s.method, datamodule=s.data, ckpt_path=best, verbose=False, weights_only=True)
         return report(s)
@@ -116,11 +116,12 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
 def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Draw samples and write them as a data set that ``data=folder`` reads."""
     from fewspect.callbacks.samples import write_set  # noqa: PLC0415
-    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine import build, checkpoints, wishes  # noqa: PLC0415
     from fewspect.engine.session import concluded, facts  # noqa: PLC0415
     from fewspect.engine.tables import farewell  # noqa: PLC0415
     from fewspect.methods.generator import Generator  # noqa: PLC0415
 
+    path = folders.chosen_checkpoint(cfg)
     tree = build.resolve(cfg, extra)
     if tree["generate"]["count"] < 1:
         raise UserError(f"generate.count={tree['generate']['count']}: nothing to draw.", "Give 1 or more.")
@@ -128,11 +129,21 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     with concluded(tree, folder, "predict") as s:
         assert isinstance(s.method, Generator)  # build.require_mode
         s.record.setup(s.trainer, s.method, "generate")
-        for episode in s.data.dataset("train"):
-            s.method.observe([episode])
-        made = (s.method.generate([i])[0] for i in range(tree["generate"]["count"]))
+        if path is None and not s.method.ready:
+            raise UserError("mode=generate needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+        checkpoints.restore(path, s.method)
+        s.method.eval().to(s.trainer.strategy.root_device)
+        training = list(s.data.dataset("train"))
+        s.method.observe(training)
+        asked = tree["generate"]
+        draw = wishes.drawer(s.method, asked, training, tree["seed"])
+        numbers = [
+            range(asked["count"])[i : i + asked["batch"]] for i in range(0, asked["count"], asked["batch"])
+        ]
+        made = (sample for some in numbers for sample in draw(some))
         about = {"method": facts(tree)["method"], "seed": tree["seed"], "config": tree["method"]}
-        write_set(target, made, s.method.classes, about)
+        with s.trainer.precision_plugin.forward_context():
+            write_set(target, made, s.method.classes, {**about, **s.method.about()})
         s.record.finish(s.trainer, "done")
         log.info("Read it with data=folder data.root=%s", target)
     farewell(folder)
@@ -190,6 +201,10 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
     "generate": generate,
     "check": check,
     "compare": compare,
+}
+UNTESTED = {
+    False: "No defective image to test on; ask about new parts with mode=predict run=%s",
+    True: "Draw samples with mode=generate run=%s",
 }
 LIGHT = ("compare",)
 """Modes that need neither torch nor Lightning."""
