@@ -51,8 +51,8 @@ WHOLE = {"middle": True, "modulation": "scale_shift"}
 PRESETS: dict[Preset, Settings] = {
     "tiny": Settings(
         net={
-            "large": {"width": 64, "mult": (1, 2, 2), "blocks": 1, "attention": (4,), "patch": 2, **WHOLE},
-            "small": {"width": 64, "mult": (1, 2), "blocks": 1, "patch": 2, "norm": "local"},
+            "large": {"width": 64, "mult": (1, 2), "blocks": 1, "attention": (2,), "patch": 4, **WHOLE},
+            "small": {"width": 64, "mult": (1,), "blocks": 2, "patch": 2, "norm": "local"},
         },
         decay=0.995,
     ),
