@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -121,7 +122,6 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     from fewspect.engine.tables import farewell  # noqa: PLC0415
     from fewspect.methods.generator import Generator  # noqa: PLC0415
 
-    path = folders.chosen_checkpoint(cfg)
     tree = build.resolve(cfg, extra)
     if tree["generate"]["count"] < 1:
         raise UserError(f"generate.count={tree['generate']['count']}: nothing to draw.", "Give 1 or more.")
@@ -129,13 +129,14 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     with concluded(tree, folder, "predict") as s:
         assert isinstance(s.method, Generator)  # build.require_mode
         s.record.setup(s.trainer, s.method, "generate")
+        path = None if s.method.ready else folders.chosen_checkpoint(cfg)
         if path is None and not s.method.ready:
             raise UserError("mode=generate needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
         checkpoints.restore(path, s.method)
         s.method.eval().to(s.trainer.strategy.root_device)
         training = list(s.data.dataset("train"))
         s.method.observe(training)
-        asked = tree["generate"]
+        asked = asdict(build.Generate(**tree["generate"]))  # a run may be older than an option
         draw = wishes.drawer(s.method, asked, training, tree["seed"])
         numbers = [
             range(asked["count"])[i : i + asked["batch"]] for i in range(0, asked["count"], asked["batch"])

@@ -72,6 +72,10 @@ class Generator(Method):
             "Use method=defect_gen, or leave the options of generate.* but count, folder and batch out.",
         )
 
+    def preview(self) -> list[Generated]:
+        """A few samples to look at while it learns; none here."""
+        return []
+
     def about(self) -> dict[str, Any]:
         """Plain values for the manifest of a set: steps, switch, digests of what was loaded."""
         return {}

@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 STEPS = 1000
 """T."""
 
+PREVIEW = 6
+"""Samples that are shown while it learns."""
+
 TIMES = 4
 """Timesteps at which a validation image is judged."""
 
@@ -156,8 +159,9 @@ class DefectGen(Generator):
     def on_fit_start(self) -> None:
         """Take the training pictures onto the device."""
         if self.keep:
-            data = cast(Any, self.trainer).datamodule.dataset("train")
-            images, masks, conditions = self._stacked(list(data))
+            data = list(cast(Any, self.trainer).datamodule.dataset("train"))
+            self.observe(data)
+            images, masks, conditions = self._stacked(data)
             self._pool = ((images * 255).round().to(torch.uint8), masks, conditions)
 
     def losses(self, batch: Sequence[Episode] | Sequence[int]) -> dict[str, Tensor]:
@@ -282,6 +286,19 @@ class DefectGen(Generator):
         image, mask, ground = blended(*drawing, wish)
         origin = {"asked": " ".join(names)} | ({"source": wish.source} if wish.source else {})
         return Generated(image, mask, product, origin, wish.group, ground)
+
+    def preview(self) -> list[Generated]:
+        """The first samples; of a small network variations of training pictures: it knows no layout."""
+        wishes = [Wish()] * PREVIEW
+        if self.stage == "small":
+            if self._pool is None:
+                return []
+            images, masks, _ = self._pool
+            shown = [k % len(images) for k in range(PREVIEW)]
+            start = max(self.sampling.switch, 1 / STEPS)
+            pairs = [(images[k].cpu().float() / 255, masks[k].cpu()) for k in shown]
+            wishes = [Wish(image=image, labels=mask, start=start) for image, mask in pairs]
+        return self.control(range(PREVIEW), wishes)
 
     def about(self) -> dict[str, Any]:
         """Steps, hand-over, solver, and digests of the networks."""
