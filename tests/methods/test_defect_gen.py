@@ -290,7 +290,8 @@ def test_foreign_files_and_other_generators(tmp_path):
 
 TINY = (
     "method=defect_gen",
-    "method.net={width:32,mult:[1],patch:4,attention:[],middle:false}",
+    *("method.net.width=32", "method.net.mult=[1]", "method.net.patch=4", "method.net.attention=[]"),
+    "method.net.middle=false",
     "method.steps=3",
     "data.workers=0",
     "data.side=32",

@@ -29,7 +29,7 @@ from fewspect.methods.defect_gen.codec import RGB
 from fewspect.methods.defect_gen.drawing import Denoiser, Noise, Sampling, Solver, blended, drawn
 from fewspect.methods.defect_gen.ema import Average
 from fewspect.methods.defect_gen.net import UNet, receptive_field
-from fewspect.methods.defect_gen.presets import Preset, chosen
+from fewspect.methods.defect_gen.presets import Preset, chosen, sizes
 from fewspect.methods.defect_gen.sampler import Stage
 from fewspect.methods.defect_gen.schedule import Schedule
 from fewspect.methods.defect_gen.stages import Blueprint
@@ -56,7 +56,7 @@ class DefectGen(Generator):
         stage: Which network is trained: ``large`` or ``small``.
         preset: What the options that are None or empty are, see ``presets``.
         small: Drawing: run folder or checkpoint of the small network; None = this network does all.
-        net: Arguments of ``UNet`` that differ from the preset.
+        net: Arguments of ``UNet`` that differ from the preset, see ``sizes``.
         predict: What the network says: ``velocity``, ``x0`` or ``noise``.
         gamma: Of the min-SNR weights; 0 = every timestep alike.
         focus: Share of training timesteps on the stage's own side of ``switch``.
@@ -79,7 +79,7 @@ class DefectGen(Generator):
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("labelled",)
-    schema: ClassVar[dict[str, Any]] = {"net": UNet}
+    schema: ClassVar[dict[str, Any]] = {"net": sizes}
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class DefectGen(Generator):
         given = {"predict": predict, "gamma": gamma, "focus": focus, "decay": decay, "turn": turn}
         self.settings = chosen(preset, **given, weights=weights)
         self.stage: Stage = stage
-        self.sizes = {**self.settings.net[stage], **(net or {})}
+        self.sizes = {**self.settings.net[stage], **sizes(**(net or {}))}
         self.crop, self.keep, self.small = crop, keep, small
         self.sampling = Sampling(
             switch=switch,
@@ -180,7 +180,7 @@ class DefectGen(Generator):
         low, high = self._own
         u, inside = torch.rand(2, len(x0), device=x0.device)
         own = low + u * (high - low)
-        t = torch.where(inside < settings.focus, own, u * STEPS).long()
+        t = torch.where(inside < settings.focus, own, u * STEPS).long().clamp(max=STEPS - 1)
         return self._error(self.net, x0, torch.randn_like(x0), t, conditions)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
@@ -211,7 +211,7 @@ class DefectGen(Generator):
     def _own(self) -> tuple[int, int]:
         """Timesteps of this stage's part of a descent."""
         at = self.sampling.at(STEPS)
-        return (at, STEPS) if self.stage == "large" else (0, at)
+        return (min(at, STEPS - 1), STEPS) if self.stage == "large" else (0, at)
 
     def _error(
         self, net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, condition: Tensor

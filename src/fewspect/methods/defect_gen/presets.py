@@ -3,12 +3,13 @@
 Specification defect_gen, 8 and 11.2. What a config leaves null or empty comes from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from fewspect.errors import UserError
 from fewspect.methods.defect_gen.loss import Prediction
+from fewspect.methods.defect_gen.net import Modulation, Norm
 from fewspect.methods.defect_gen.sampler import Stage
 
 Preset = Literal["tiny", "default", "paper"]
@@ -93,6 +94,24 @@ PRESETS: dict[Preset, Settings] = {
         turn="none",
     ),
 }
+
+
+def sizes(
+    *,
+    width: int | None = None,
+    mult: Sequence[int] | None = None,
+    blocks: int | None = None,
+    attention: Sequence[int] | None = None,
+    head: int | None = None,
+    middle: bool | None = None,
+    modulation: Modulation | None = None,
+    norm: Norm | None = None,
+    patch: int | None = None,
+) -> dict[str, Any]:
+    """The arguments of ``UNet`` that are given."""
+    given = {"width": width, "mult": mult, "blocks": blocks, "attention": attention, "head": head}
+    given |= {"middle": middle, "modulation": modulation, "norm": norm, "patch": patch}
+    return {k: v for k, v in given.items() if v is not None}
 
 
 def chosen(preset: Preset, **given: Any) -> Settings:  # noqa: ANN401 - fields of ``Settings``
