@@ -114,6 +114,11 @@ def _tiles(sample: Generated) -> np.ndarray:
     return np.concatenate([image, draw.outline(image, mask, draw.PREDICTION, width=1)], 1)
 
 
+def overview(samples: Sequence[Generated]) -> Image.Image:
+    """Samples, plain and outlined, on one page."""
+    return _sheet([_tiles(sample) for sample in samples])
+
+
 def _sheet(tiles: Sequence[np.ndarray], columns: int = 3) -> Image.Image:
     """All tiles on one page."""
     rows = -(-len(tiles) // columns)

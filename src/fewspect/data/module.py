@@ -21,7 +21,7 @@ from fewspect.data.index import Index
 from fewspect.data.labelled import Labelled, LabelledDataset
 from fewspect.data.plain import PlainDataset, asked, plain
 from fewspect.data.reading import reading
-from fewspect.data.sharding import ResumableSampler, ShardSampler
+from fewspect.data.sharding import Numbers, ResumableSampler, ShardSampler
 from fewspect.data.splits import asked_and_support, with_val
 from fewspect.data.transforms import Augment
 from fewspect.data.way_source import WayDatasets, WaySource
@@ -234,10 +234,13 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of ``batch_size`` episodes in a new order every epoch.
 
-        A method that sees the data in a single pass gets every item once, in order, in every process.
+        A method that sees the data in a single pass gets every item once, in order, in every process; one
+        that keeps the data gets numbers.
         """
         episodes = self.dataset("train")
         learner = self.trainer.lightning_module if self.trainer else None
+        if getattr(learner, "keep", False):
+            episodes = Numbers(self.limits["train"] or len(episodes))
         if getattr(learner, "fit_kind", "") == "single_pass":
             return self._loader(episodes, ShardSampler(len(episodes)), self._per_step)
         sampler = ResumableSampler(len(episodes), *self._place, self._per_step)
@@ -272,7 +275,7 @@ class DataModule(pl.LightningDataModule):
         together = self.batch_size if many else batch_size
         return self._loader(episodes, ShardSampler(len(episodes), *self._place), together)
 
-    def _loader(self, episodes: Datasets, sampler: Sampler[int], batch_size: int) -> DataLoader:
+    def _loader(self, episodes: Datasets | Numbers, sampler: Sampler[int], batch_size: int) -> DataLoader:
         return DataLoader(
             episodes,
             batch_size=batch_size,

@@ -6,9 +6,26 @@ processes need no state and may live through all epochs.
 
 from collections.abc import Iterator
 
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from fewspect.errors import UserError
+
+
+class Numbers(Dataset[int]):
+    """Items that are their own numbers, for a method that holds the data and draws from them itself.
+
+    Args:
+        length: Items per epoch.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> int:
+        return int(item)
 
 
 class ShardSampler(Sampler[int]):

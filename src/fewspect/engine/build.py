@@ -49,6 +49,12 @@ class Generate:
     folder: str | None = None
     batch: int = 16
     reject: float | None = None
+    classes: str | Sequence[str] | None = None
+    product: str | None = None
+    mask: str | None = None
+    normal: str | None = None
+    region: str | None = None
+    start: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

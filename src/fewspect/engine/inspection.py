@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,7 +24,7 @@ from fewspect.callbacks.predictions import write_prediction
 from fewspect.data.bank import FeatureBank, ViewOptions
 from fewspect.data.features import FeatureSet
 from fewspect.data.index import Index
-from fewspect.engine import allow, build, folders, tables
+from fewspect.engine import allow, build, checkpoints, folders, tables
 from fewspect.engine.session import Session, concluded
 from fewspect.errors import UserError
 from fewspect.inspection import Inspection, Inspector, Options, described
@@ -120,10 +119,7 @@ def _made(s: Session) -> Inspector:
         s.trainer.fit(s.method, datamodule=s.data, weights_only=True)
     paths = [s.folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]
     best = next((p for p in paths if p.is_file()), None)
-    if best is not None:
-        state = torch.load(best, map_location="cpu", weights_only=True)
-        s.method.on_load_checkpoint(state)
-        s.method.load_state_dict(state["state_dict"])
+    checkpoints.load(best, s.method)
     assert isinstance(s.method, Detector)  # _demand
     if s.method.fit_kind == "none":
         s.trainer.validate(s.method, datamodule=s.data, verbose=False)

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -74,7 +75,7 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
         paths = [folder / folders.CHECKPOINTS / name for name in (folders.BEST, folders.LAST)]
         best = next((p for p in paths if p.is_file()), None)
         if not tested:
-            log.info("No defective image to test on; ask about new parts with mode=predict run=%s", folder)
+            log.info(UNTESTED[s.method.task == "generate"], folder)
             return report(s)
         s.trainer.test(s.method, datamodule=s.data, ckpt_path=best, verbose=False, weights_only=True)
         return report(s)
@@ -117,7 +118,7 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
 def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     """Draw samples and write them as a data set that ``data=folder`` reads."""
     from fewspect.callbacks.samples import write_set  # noqa: PLC0415
-    from fewspect.engine import build  # noqa: PLC0415
+    from fewspect.engine import build, checkpoints, wishes  # noqa: PLC0415
     from fewspect.engine.drawing import Shown  # noqa: PLC0415
     from fewspect.engine.session import concluded, facts  # noqa: PLC0415
     from fewspect.engine.tables import farewell  # noqa: PLC0415
@@ -130,14 +131,22 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     with concluded(tree, folder, "predict") as s:
         assert isinstance(s.method, Generator)  # build.require_mode
         s.record.setup(s.trainer, s.method, "generate")
-        shown, asked = Shown(), build.Generate(**tree["generate"])
-        for episode in s.data.dataset("train"):
-            s.method.observe([episode])
+        path = None if s.method.ready else folders.chosen_checkpoint(cfg)
+        if path is None and not s.method.ready:
+            raise UserError("mode=generate needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+        checkpoints.load(path, s.method)
+        s.method.eval().to(s.trainer.strategy.root_device)
+        training, shown = list(s.data.dataset("train")), Shown()
+        s.method.observe(training)
+        for episode in training:
             shown.add(episode)
-        made = shown.drawn(s.method.generate, asked.count, batch=asked.batch, reject=asked.reject)
+        asked = build.Generate(**tree["generate"])  # a run may be older than an option
+        draw = wishes.drawer(s.method, asdict(asked), training, tree["seed"])
+        made = shown.drawn(draw, asked.count, batch=asked.batch, reject=asked.reject)
         about = {"method": facts(tree)["method"], "seed": tree["seed"], "config": tree["method"]}
         about |= {**s.method.about(), "seen": shown.digests}
-        write_set(target, made, s.method.classes, about)
+        with s.trainer.precision_plugin.forward_context():
+            write_set(target, made, s.method.classes, about)
         s.record.finish(s.trainer, "done")
         log.info("Read it with data=folder data.root=%s", target)
     farewell(folder)
@@ -244,5 +253,9 @@ MODES: dict[str, Callable[[DictConfig, Path, list[str]], float | None]] = {
 GENERATED = "generated"
 """Where ``mode=generate`` puts its set in the run folder."""
 
+UNTESTED = {
+    False: "No defective image to test on; ask about new parts with mode=predict run=%s",
+    True: "Draw samples with mode=generate run=%s",
+}
 LIGHT = ("compare",)
 """Modes that need neither torch nor Lightning."""

@@ -18,6 +18,7 @@ from fewspect.callbacks.classes import confusion, views_page
 from fewspect.callbacks.draw import sheet
 from fewspect.callbacks.episodes import Episodes
 from fewspect.callbacks.files import safe_name
+from fewspect.callbacks.gallery import Gallery
 from fewspect.callbacks.nan_guard import NanGuard
 from fewspect.callbacks.panels import Panels, write_png
 from fewspect.callbacks.predictions import Predictions
@@ -130,6 +131,7 @@ def assemble(
         NanGuard(),
         Panels(folder=str(folder / "panels")),
         Episodes(str(folder)),
+        Gallery(str(folder / "panels")),
     ]
     callbacks += [RichProgressBar()] if sys.stdout.isatty() else [EpochLine("train/loss", objective)]
     callbacks += [Predictions(folder=str(folder / "predictions"))] if stage == "predict" else []

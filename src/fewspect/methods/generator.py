@@ -1,17 +1,47 @@
 """Task base of the generators: they draw pictures with the masks of their defects, one by its number.
 
 Sample i is a pure function of (seed, i), so that neither batch size nor order nor the number of samples
-changes it. A concrete generator gives ``generate(numbers)``.
+changes it. A concrete generator gives ``generate(numbers)``, and ``control(numbers, wishes)`` if it can be
+told what to draw.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fewspect.errors import UserError
 from fewspect.methods.base import Method
 from fewspect.types import Episode, Generated, Prediction, State, Support
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is fixed about one sample; all wishes of a call fix the same things.
+
+    Attributes:
+        classes: Names of the defect types to show; empty = as often as in training.
+        product: The inspected object; empty = any.
+        mask: (side, side) uint8 labels to draw a picture for.
+        image: (3, side, side) in [0, 1]: the picture to put a defect onto, or to vary.
+        labels: (side, side) uint8 labels of ``image``; None = none.
+        region: (side, side) bool: where ``image`` may change; None = everywhere.
+        start: Time in (0, 1] to begin at: below 1 with a noisy ``image`` instead of noise alone.
+        source: Names of the files that ``mask`` and ``image`` come from.
+        group: The real image that the sample will derive from; empty = none.
+    """
+
+    classes: tuple[str, ...] = ()
+    product: str = ""
+    mask: Tensor | None = None
+    image: Tensor | None = None
+    labels: Tensor | None = None
+    region: Tensor | None = None
+    start: float = 1.0
+    source: str = ""
+    group: str = ""
 
 
 class Generator(Method):
@@ -29,6 +59,22 @@ class Generator(Method):
     @abstractmethod
     def generate(self, numbers: Sequence[int]) -> list[Generated]:
         """Draw the samples of these numbers."""
+
+    def control(self, numbers: Sequence[int], wishes: Sequence[Wish]) -> list[Generated]:
+        """Draw the samples of these numbers as they are wished for.
+
+        Raises:
+            UserError: This generator cannot be told.
+        """
+        del numbers, wishes
+        raise UserError(
+            f"{type(self).__name__} cannot be told what to draw.",
+            "Use method=defect_gen, or leave the options of generate.* but count, folder and batch out.",
+        )
+
+    def preview(self) -> list[Generated]:
+        """A few samples to look at while it learns; none here."""
+        return []
 
     def about(self) -> dict[str, Any]:
         """Plain values for the manifest of a set: steps, switch, digests of what was loaded."""

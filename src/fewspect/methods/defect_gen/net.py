@@ -123,6 +123,9 @@ class UNet(nn.Module):
             does not concatenate.
         modulation: ``additive`` (original small network) or ``scale_shift`` (original large network).
         norm: ``group`` (original), or ``local``: the field of view is exact.
+        patch: Side of the squares of pixels that are one cell of the first level; 1 = original. 2 costs a
+            quarter.
+        condition: Length of the vector that a sample may be asked for with; 0 = original.
 
     Raises:
         UserError: A width is no multiple of 32.
@@ -140,6 +143,8 @@ class UNet(nn.Module):
         middle: bool = False,
         modulation: Modulation = "additive",
         norm: Norm = "group",
+        patch: int = 1,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         if width % GROUPS:
@@ -149,7 +154,9 @@ class UNet(nn.Module):
         embedding = 4 * width
         self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(width, embedding)
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.patch, cells = patch, channels * patch**2
+        self.class_embedding = nn.Linear(condition, embedding, bias=False) if condition else None
+        self.conv_in = nn.Conv2d(cells, widths[0], 3, padding=1)
         common = {"embedding": embedding, "head": head, "modulation": modulation, "norm": norm}
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         skips, now = [widths[0]], widths[0]
@@ -172,25 +179,28 @@ class UNet(nn.Module):
             at = 2**i in attention
             self.up_blocks.append(Level(inputs, out, attention=at, resample="up" if i else "", **common))
         self.conv_norm_out = normalise(now, norm)
-        self.conv_out = nn.Conv2d(now, channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(now, cells, 3, padding=1)
         _zero(self.conv_out)
 
     def _tensors(self, blocks: int) -> int:
         """Number of encoder outputs that the decoder takes."""
         return self.levels * (blocks + 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Answer for noisy samples.
 
         Args:
-            x: (B, C, H, W), H and W multiples of 2^(levels - 1).
+            x: (B, C, H, W), H and W multiples of ``patch`` 2^(levels - 1).
             t: (B,) timesteps 0..T-1.
+            condition: (B, M) what is asked for; all zero, or None = anything.
 
         Returns:
             (B, C, H, W).
         """
         time = self.time_embedding(self.time_proj(t).to(x.dtype))  # (B, 4 width)
-        x = self.conv_in(x)
+        if self.class_embedding is not None and condition is not None:
+            time = time + self.class_embedding(condition)
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
         skips = [x]
         for level in levels(self.down_blocks):
             for k in range(self.blocks):
@@ -209,7 +219,7 @@ class UNet(nn.Module):
                 x = level.block(k, x if first else torch.cat([x, skips.pop()], 1), time)
             for grow in level.upsamplers:
                 x = grow(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(x))), self.patch)
 
 
 def levels(blocks: nn.ModuleList) -> list[Level]:

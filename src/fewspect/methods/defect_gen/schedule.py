@@ -118,6 +118,11 @@ class Schedule(nn.Module):
         scale, level = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         return (at(scale, t, x_t) * x_t - x0) / at(level, t, x_t)
 
+    def renoise(self, x: Tensor, noise: Tensor, t: int, above: int) -> Tensor:
+        """Bring samples at ``t`` (-1 = clean) up to ``above``: q(x_above | x_t)."""
+        share = self.alphas_cumprod[above] / (1 if t < 0 else self.alphas_cumprod[t])
+        return share.sqrt() * x + (1 - share).sqrt() * noise
+
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What changes with the angle: sqrt(abar) noise - sqrt(1 - abar) x0 (Salimans and Ho 2022)."""
         return at(self.sqrt_alphas_cumprod, t, x0) * noise - self.noise_level(t, x0) * x0
