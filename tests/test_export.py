@@ -69,7 +69,7 @@ TOY = [
     pytest.param("sofs data.shot=0 data.normal_shot=2", "onnx", marks=pytest.mark.slow),
     pytest.param("sofs method.parity=true data.shot=2", "torch_export", marks=pytest.mark.slow),
     pytest.param("sofs data.crop_size=40 method.evaluate.overlap=0.3", "onnx", marks=pytest.mark.slow),
-    pytest.param("ridge", "onnx", marks=pytest.mark.slow),
+    pytest.param("ridge", "torch_export", marks=pytest.mark.slow),
     pytest.param("incontext", "onnx", marks=pytest.mark.slow),
     pytest.param("patch_nn", "onnx", marks=pytest.mark.slow),
     pytest.param(
