@@ -334,8 +334,8 @@ def test_no_network_no_home_and_odd_places(tmp_path):
         "LC_ALL": "C", "PYTHONPATH": str(tmp_path),
     }  # fmt: skip
     done = subprocess.run(
-        command(*FAST, "name=ü"), cwd=odd, env=surroundings, capture_output=True, text=True, encoding="utf-8",
-        check=False,
+        command(*FAST, "name='ü'"), cwd=odd, env=surroundings, capture_output=True, text=True,
+        encoding="utf-8", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = odd / done.stdout.splitlines()[-1]

@@ -10,7 +10,10 @@ from fewspect.errors import UserError
 from fewspect.types import Prediction
 
 TOLERANCE = 1e-4
-"""Largest difference of a score, of a probability and of a map, relative to values above 1."""
+"""Largest difference of a score and of a probability, relative to values above 1."""
+
+MAP_TOLERANCE = 1e-3
+"""Largest difference of a map: a single pixel of an SSIM map divides by nearly nothing where all is flat."""
 
 TIE = 1e-6
 """A score this near to its threshold decides nothing: float32 has no more digits."""
@@ -56,7 +59,8 @@ class Parity:
             UserError: A score, a map or a decision is another one.
         """
         share = self.mask_different / max(1, self.mask_pixels)
-        if max(self.score, self.map) <= TOLERANCE and not self.different and share <= PIXELS:
+        near = self.score <= TOLERANCE and self.map <= MAP_TOLERANCE
+        if near and not self.different and share <= PIXELS:
             return
         raise UserError(
             f"The exported model answers differently: score by {self.score:.2g}, map by {self.map:.2g}, "

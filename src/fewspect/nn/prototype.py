@@ -149,7 +149,9 @@ def foreground_cells(mask: Tensor) -> Tensor:
         mask: (B, S * N) foreground shares, 0 where a cell takes no part. Rows with fewer foreground cells are
             filled up with cells of share 0, which do nothing in ``fuse``.
     """
-    most = mask.shape[-1] if exporting() else int((mask > 0).sum(-1).max())
+    if exporting():  # their number must be known beforehand: all take part
+        return torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
+    most = int((mask > 0).sum(-1).max())
     return (mask > 0).to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]
 
 
