@@ -13,6 +13,7 @@ from cli import command, environment, run
 from PIL import Image
 from torch.utils.data import Dataset
 
+from fewspect.callbacks.gallery import Gallery
 from fewspect.data.readers import folder
 from fewspect.data.sharding import Numbers, ResumableSampler
 from fewspect.engine import checkpoints
@@ -127,10 +128,14 @@ class Losses(pl.Callback):
 def test_it_learns_a_tiny_set_smaller_than_a_batch(tmp_path, stage):
     seen = Losses()
     net = NET if stage == "large" else {"width": 32, "mult": [1], "patch": 2}
-    fitted(tmp_path, made(stage=stage, net=net), Data(number=3, steps=40), seen, epochs=3)
+    gallery = Gallery(str(tmp_path / "panels"))
+    fitted(tmp_path, made(stage=stage, net=net), Data(number=3, steps=40), seen, gallery, epochs=3)
     assert len(seen.train) == 120
     assert np.mean(seen.train[-30:]) < 0.6 * np.mean(seen.train[:10])
     assert seen.val[-1] < 0.8 * seen.val[0]
+    sheets = sorted((tmp_path / "panels").iterdir())
+    assert [p.name for p in sheets] == [f"samples_epoch_000{k}.png" for k in range(3)]
+    assert len({p.read_bytes() for p in sheets}) == 3, "the same numbers, drawn better and better"
 
 
 @pytest.mark.parametrize("keep", [True, False])
