@@ -88,6 +88,14 @@ def test_options_of_another_data_set_are_not_carried_over(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["ridge", "incontext"])
+def test_a_method_without_training_is_tested_by_the_plain_command(method, tmp_path):
+    done = run(f"method={method}", *FAST, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "miou" in done.stdout
+
+
+@pytest.mark.slow
 def test_train_leaves_a_run_folder(trained):
     folder, done = trained
     assert status(folder) == "done"

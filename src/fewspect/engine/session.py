@@ -113,8 +113,10 @@ def assemble(
         method: The method, which knows the data.
 
     Raises:
-        UserError: The trainer is to clip gradients of a method that steps its optimisers itself, or has none.
+        UserError: The trainer is to clip gradients of a method that steps its optimisers itself.
     """
+    if method.fit_kind != "gradient":  # nothing to clip: the trainer's default is not the user's wish
+        tree = {**tree, "trainer": {**tree["trainer"], "gradient_clip_val": None}}
     if tree["trainer"].get("gradient_clip_val") and not method.automatic_optimization:
         raise UserError(
             f"{type(method).__name__} has no gradient that the trainer could clip.",
