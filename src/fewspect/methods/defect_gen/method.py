@@ -29,7 +29,7 @@ from fewspect.methods.defect_gen.codec import RGB
 from fewspect.methods.defect_gen.drawing import Denoiser, Noise, Sampling, Solver, blended, drawn
 from fewspect.methods.defect_gen.ema import Average
 from fewspect.methods.defect_gen.net import UNet, receptive_field
-from fewspect.methods.defect_gen.presets import Preset, chosen, sizes
+from fewspect.methods.defect_gen.presets import Preset, both, chosen, sizes
 from fewspect.methods.defect_gen.sampler import Stage
 from fewspect.methods.defect_gen.schedule import Schedule
 from fewspect.methods.defect_gen.stages import Blueprint
@@ -106,7 +106,13 @@ class DefectGen(Generator):
         **options: Any,  # noqa: ANN401 - those of Method
     ) -> None:
         super().__init__(**options)
-        given = {"predict": predict, "gamma": gamma, "focus": focus, "decay": decay, "turn": turn}
+        given = {
+            "predict": predict and both(predict),
+            "gamma": gamma,
+            "focus": focus,
+            "decay": decay,
+            "turn": turn,
+        }
         self.settings = chosen(preset, **given, weights=weights)
         self.stage: Stage = stage
         self.sizes = {**self.settings.net[stage], **sizes(**(net or {}))}
@@ -136,7 +142,7 @@ class DefectGen(Generator):
             products=info.products,
             side=info.side,
             net=self.sizes,
-            predict=settings.predict,
+            predict=settings.predict[self.stage],
             steps=STEPS,
             low=settings.low,
             asked=settings.unasked is not None,
@@ -218,8 +224,8 @@ class DefectGen(Generator):
     ) -> dict[str, Tensor]:
         settings = self.settings
         output = net(self.schedule.add_noise(x0, noise, t), t, condition).float()
-        aim = loss.target(self.schedule, settings.predict, x0, noise, t)
-        weight = loss.min_snr(self.schedule, settings.predict, t, settings.gamma) if settings.gamma else None
+        aim = loss.target(self.schedule, self.plan.predict, x0, noise, t)
+        weight = loss.min_snr(self.schedule, self.plan.predict, t, settings.gamma) if settings.gamma else None
         if not settings.parts:
             return {"joint": loss.squared(output, aim, weight)}
         rgb = slice(None), slice(RGB)
@@ -370,7 +376,8 @@ class DefectGen(Generator):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network."""
         super().on_load_checkpoint(checkpoint)
-        self.plan.require_same(stages.of_checkpoint(checkpoint, "The checkpoint"), "The checkpoint")
+        what = "The checkpoint"
+        self.plan.require_same(stages.of_checkpoint(checkpoint, what), what, "stage", "predict")
 
     def load_foreign(self, path: Path) -> None:
         """Load a checkpoint of the original into both the network and its average.

@@ -4,7 +4,7 @@ Specification defect_gen, 8 and 11.2. What a config leaves null or empty comes f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fewspect.errors import UserError
@@ -15,13 +15,18 @@ from fewspect.methods.defect_gen.sampler import Stage
 Preset = Literal["tiny", "default", "paper"]
 
 
+def both(kind: Prediction) -> dict[Stage, Prediction]:
+    """The same for both stages."""
+    return {"large": kind, "small": kind}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a preset fixes.
 
     Attributes:
         net: Of each stage, arguments of ``UNet``.
-        predict: What the networks say.
+        predict: What the network of each stage says.
         gamma: Of the min-SNR weights; 0 = every timestep alike.
         parts: Colours and classes are averaged apart, so that many classes do not outvote the colours.
         low: Value of a class channel where the class is absent.
@@ -34,7 +39,7 @@ class Settings:
     """
 
     net: Mapping[Stage, Mapping[str, Any]]
-    predict: Prediction = "velocity"
+    predict: Mapping[Stage, Prediction] = field(default_factory=lambda: both("velocity"))
     gamma: float = 5.0
     parts: bool = True
     low: float = -1.0
@@ -55,6 +60,8 @@ PRESETS: dict[Preset, Settings] = {
             "large": {"width": 64, "mult": (1, 2), "blocks": 1, "attention": (2,), "patch": 4, **WHOLE},
             "small": {"width": 64, "mult": (1,), "blocks": 2, "patch": 2, "norm": "local"},
         },
+        # a cell of 16 pixels has more values than the network is wide: it can't repeat noise as velocities do
+        predict={"large": "x0", "small": "velocity"},
         decay=0.995,
     ),
     "default": Settings(
@@ -82,7 +89,7 @@ PRESETS: dict[Preset, Settings] = {
             },
             "small": {"width": 192, "mult": (1, 2, 4), "blocks": 2},
         },
-        predict="x0",
+        predict=both("x0"),
         gamma=0.0,
         parts=False,
         low=0.0,

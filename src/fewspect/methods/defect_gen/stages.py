@@ -98,12 +98,13 @@ class Blueprint:
         net = {k: list(v) if isinstance(v, tuple) else v for k, v in self.net.items()}
         return asdict(self) | {"classes": list(self.classes), "products": list(self.products), "net": net}
 
-    def require_same(self, other: "Blueprint", where: str) -> None:
+    def require_same(self, other: "Blueprint", where: str, *more: str) -> None:
         """Refuse a network for other pictures or other noise.
 
         Args:
             other: The other one.
             where: Its file.
+            more: Further fields that have to be equal.
 
         Raises:
             UserError: Says what differs.
@@ -114,7 +115,7 @@ class Blueprint:
                 f"{', '.join(other.classes)}), not for {self.codec.channels} ({', '.join(self.classes)}).",
                 "Choose a run on the same data set, or train again on this one.",
             )
-        for name in ("classes", "products", "side", "steps", "low"):
+        for name in ("classes", "products", "side", "steps", "low", *more):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs and not (name == "products" and self._products == other._products == 0):
                 raise UserError(
