@@ -33,7 +33,7 @@ NET = {"width": 32, "mult": [1, 2], "attention": [2], "patch": 2}
 
 def episode(number):
     """A grey square with a black box (class 1) or a white line (class 2)."""
-    r = torch.manual_seed(number)
+    r = torch.Generator().manual_seed(number)
     image = 0.5 + 0.05 * torch.randn(1, 3, SIDE, SIDE, generator=r)
     mask = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
     at = int(torch.randint(2, 10, (), generator=r))
@@ -197,8 +197,8 @@ def test_timesteps_are_drawn_where_the_stage_works(stage, low, high):
 
 
 def test_turning_and_cropping_keep_picture_and_mask_together():
-    grid = torch.arange(64.0).reshape(1, 1, 8, 8)
-    x = torch.cat([grid, 2 * grid], 1).expand(16, 2, 8, 8)
+    grid = torch.arange(256.0).reshape(1, 1, 16, 16)
+    x = torch.cat([grid, 2 * grid], 1).expand(16, 2, 16, 16)
     torch.manual_seed(0)
     for turn in ("mirror", "any"):
         found = turned(x, turn)
@@ -208,7 +208,7 @@ def test_turning_and_cropping_keep_picture_and_mask_together():
     assert turned(x, "none") is x
     squares = cropped(x, 4)
     assert squares.shape == (16, 2, 4, 4)
-    assert torch.equal(squares[:, 0, 1] - squares[:, 0, 0], torch.full((16, 4), 8.0))
+    assert torch.equal(squares[:, 0, 1] - squares[:, 0, 0], torch.full((16, 4), 16.0))
     assert cropped(x, 8) is x
 
 
