@@ -209,7 +209,7 @@ def test_turning_and_cropping_keep_picture_and_mask_together():
     squares = cropped(x, 4)
     assert squares.shape == (16, 2, 4, 4)
     assert torch.equal(squares[:, 0, 1] - squares[:, 0, 0], torch.full((16, 4), 16.0))
-    assert cropped(x, 8) is x
+    assert cropped(x, 16) is x
 
 
 def test_several_products_are_asked_for_by_name():
