@@ -60,7 +60,7 @@ def parts(root, name, *more):
         f"method={name}", "backbone.weights=none", f"data.root={root}", f"data.side={SIDE}", "data.workers=0",
         "data.batch_size=2", "data.test_episodes=6", f"data.reader.side={SIDE}",
         "data.reader.images_per_class=4", "data.reader.val_per_class=1", "data.reader.test_per_class=2",
-        "data.reader.good=12", "+data.reader.products=[wood]",
+        "data.reader.good=24", "+data.reader.products=[wood]",
         "+data.reader.defects=[blob,burn,dent,hole,scratch]",
     )  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
