@@ -403,3 +403,17 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"x\.safetensors"):
         features.write(tmp_path / "x.safetensors", replace(some(), feature=values))
     assert not Path(tmp_path / "x.safetensors").exists()
+
+
+def test_an_objective_that_nothing_measures_is_told_in_our_words():
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from fewspect.engine.session import _told
+
+    theirs = "`ModelCheckpoint(monitor='val/miou')` could not find the monitored key in the returned metrics: []."
+    told = _told(MisconfigurationException(theirs))
+    assert isinstance(told, UserError)
+    assert "val/miou" in told.message
+    assert "objective=" in told.hint
+    other = MisconfigurationException("something else")
+    assert _told(other) is other

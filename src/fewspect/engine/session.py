@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewspect.callbacks.classes import confusion, views_page
 from fewspect.callbacks.draw import sheet
@@ -34,6 +35,8 @@ from fewspect.report.records import CHOICES
 log = logging.getLogger(__name__)
 
 LOST = re.compile(r"DataLoader worker \(pid.* (exited unexpectedly|is killed by signal)")
+UNMEASURED = re.compile(r"monitor='([^']+)'\)\W*could not find the monitored key")
+"""Lightning's complaint that what is to be best was not measured."""
 
 Stage = Literal["test", "predict"]
 
@@ -89,6 +92,11 @@ def _told(error: BaseException) -> BaseException:
         return UserError(
             f"A loader process ended: {str(error).splitlines()[0]}",
             "Memory may have run out: lower data.workers or data.batch_size, then run=<folder> resume=true.",
+        )
+    if isinstance(error, MisconfigurationException) and (found := UNMEASURED.search(str(error))):
+        return UserError(
+            f"The validation gave no {found[1]}: no image in it shows a defect, or is taken for one.",
+            "Let defects validate (mode=check shows the splits), or name another value: objective=val/...",
         )
     return error
 
