@@ -410,7 +410,7 @@ def test_an_objective_that_nothing_measures_is_told_in_our_words():
 
     from fewspect.engine.session import _told
 
-    theirs = "`ModelCheckpoint(monitor='val/miou')` could not find the monitored key in the returned metrics: []."
+    theirs = "`ModelCheckpoint(monitor='val/miou')` could not find the monitored key in the metrics: []."
     told = _told(MisconfigurationException(theirs))
     assert isinstance(told, UserError)
     assert "val/miou" in told.message
