@@ -50,7 +50,7 @@ def text(conf: Path) -> str:
             lines.append(f"{title} ({group}=...)")
             lines += [f"  {f.stem:{width}}  {headline(f)}" for f in files] + [""]
     lines.append("modes (mode=...)")
-    lines += [f"  {name:9}{what}" for name, what in MODES.items()]
+    lines += [f"  {name:10}{what}" for name, what in MODES.items()]
     return "\n".join(
         [
             *lines,
