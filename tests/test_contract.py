@@ -121,6 +121,13 @@ def answer(method, episode):
     return method.answers([episode])[0]
 
 
+def awake(method):
+    """Layers that begin at zero let nothing through."""
+    for p in method.parameters():
+        if p.requires_grad and not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+
+
 def trainer(folder, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return pl.Trainer(

@@ -212,6 +212,17 @@ def test_turning_and_cropping_keep_picture_and_mask_together():
     assert cropped(x, 16) is x
 
 
+def test_rare_classes_count_as_much_as_common_ones():
+    masks = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    masks[0, 0, :5], masks[0, 5:] = 1, 3
+    weight = loss.rarity(masks, 3)
+    assert weight.mean() == pytest.approx(1)
+    share = torch.tensor([0.45, 0.05, 0.0, 0.5])
+    ratio = weight * share * (1 - share)
+    assert ratio[0] == pytest.approx(float(ratio[1])) == pytest.approx(float(ratio[3]))
+    assert weight[2] == weight.min(), "what is never shown asks for nothing"
+
+
 def test_several_products_are_asked_for_by_name():
     plan = Blueprint("large", CLASSES, ("board", "wood"), SIDE)
     assert plan.ask(("scratch",), "wood").tolist() == [1, 0, 1, 0, 1]

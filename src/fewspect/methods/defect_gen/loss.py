@@ -7,6 +7,7 @@ is predicted.
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from fewspect.methods.defect_gen.codec import RGB
 from fewspect.methods.defect_gen.schedule import Schedule
 
 Prediction = Literal["x0", "noise", "velocity"]
+
+LEAST = 1e-3
+"""Variance of a class channel below which it counts no more."""
 
 MASK_WEIGHT = 0.2
 """Weight of the cross-entropy in the original's loss of separate channels."""
@@ -44,6 +48,21 @@ def squared(output: Tensor, aim: Tensor, weight: Tensor | None = None) -> Tensor
     """Mean squared error over all channels and pixels, samples weighted by ``weight`` (B,)."""
     error = F.mse_loss(output, aim, reduction="none").flatten(1).mean(1)
     return (error if weight is None else weight * error).mean()
+
+
+def rarity(masks: Tensor, types: int) -> Tensor:
+    """Weights (types + 1,) of the class channels: one over their variance, 1 on average.
+
+    A class on one pixel in a thousand would count a thousandth of the colours otherwise (specification 3.3).
+
+    Args:
+        masks: (N, H, W) labels.
+        types: K.
+    """
+    share = torch.stack([(masks == k).float().mean() for k in range(types + 1)])
+    weight = 1 / (share * (1 - share)).clamp(min=LEAST)
+    weight = torch.where(share > 0, weight, weight[share > 0].min())  # never shown: as the most common
+    return weight / weight.mean()
 
 
 def separate(output: Tensor, x0: Tensor, weight: float = MASK_WEIGHT) -> dict[str, Tensor]:

@@ -79,6 +79,7 @@ class DefectGen(Generator):
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("labelled",)
+    rarity: Tensor
     schema: ClassVar[dict[str, Any]] = {"net": sizes}
 
     def __init__(
@@ -150,6 +151,7 @@ class DefectGen(Generator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.key(self.seed, f"weights/{self.stage}"))
             self.net = self.plan.build().to(memory_format=torch.channels_last)
+        self.register_buffer("rarity", torch.ones(self.plan.codec.channels))
         self.average = Average(self.net, settings.decay, warmup=settings.warmup)
         if self.net.mid_block is None and not self.sizes.get("attention"):
             field = self.net.patch * receptive_field(self.net.levels, self.net.blocks)
@@ -169,6 +171,8 @@ class DefectGen(Generator):
             self.observe(data)
             images, masks, conditions = self._stacked(data)
             self._pool = ((images * 255).round().to(torch.uint8), masks, conditions)
+            if self.settings.parts:
+                self.rarity[RGB:] = loss.rarity(masks, len(self.classes))
 
     def losses(self, batch: Sequence[Episode] | Sequence[int]) -> dict[str, Tensor]:
         """Error of colours and of classes at drawn timesteps.
@@ -228,6 +232,8 @@ class DefectGen(Generator):
         weight = loss.min_snr(self.schedule, self.plan.predict, t, settings.gamma) if settings.gamma else None
         if not settings.parts:
             return {"joint": loss.squared(output, aim, weight)}
+        scale = self.rarity.sqrt()[:, None, None]  # of the squared error: rare classes count as much
+        output, aim = scale * output, scale * aim
         rgb = slice(None), slice(RGB)
         rest = slice(None), slice(RGB, None)
         return {

@@ -28,7 +28,8 @@ class Settings:
         net: Of each stage, arguments of ``UNet``.
         predict: What the network of each stage says.
         gamma: Of the min-SNR weights; 0 = every timestep alike.
-        parts: Colours and classes are averaged apart, so that many classes do not outvote the colours.
+        parts: Colours and classes are averaged apart, so that many classes do not outvote the colours, and
+            with ``keep`` rare classes count as much as common ones.
         low: Value of a class channel where the class is absent.
         focus: Share of training timesteps on a stage's own side of the hand-over; the rest is drawn from all.
         decay: Of the averaged weights.
