@@ -319,6 +319,7 @@ TINY = (
     "data.reader.good=6",
     "+data.reader.products=[wood]",
     "+data.reader.defects=[blob,hole,scratch]",
+    "data.reader.folds=3",
     "trainer.max_epochs=3",
     "trainer.check_val_every_n_epoch=1",
 )

@@ -11,12 +11,12 @@ import fcntl
 import hashlib
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fewspect.errors import UserError
@@ -82,15 +82,26 @@ def with_choices_of_run(arguments: list[str]) -> list[str]:
         UserError: ``run`` is no run folder.
     """
     typed = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a}
-    run = shlex.split(typed.get("run", ""))[:1]
-    if not run or run[0] == "null":
+    run = _unquoted(typed.get("run", ""))
+    if not run:
         if typed.get("resume", "").lower() == "true":
             raise UserError(
                 "resume=true needs the folder to continue.", "Add run=<folder>, e.g. run=logs/sofs/toy/..."
             )
         return [*_method_of(typed), *brought_backbone(typed), *arguments]
-    require_run(Path(run[0]))
-    return [*(o for o in recorded(Path(run[0])) if _still_holds(o, typed)), *arguments]
+    require_run(Path(run))
+    return [*(o for o in recorded(Path(run)) if _still_holds(o, typed)), *arguments]
+
+
+def _unquoted(value: str) -> str:
+    """What Hydra will take a typed value for; empty for nothing and null."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
+
+    try:
+        found = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:  # told by Hydra itself in a moment
+        return value
+    return "" if found is None else str(found)
 
 
 def _method_of(typed: Mapping[str, str]) -> list[str]:
@@ -111,7 +122,7 @@ def _still_holds(override: str, typed: Mapping[str, str]) -> bool:
 
 def brought_backbone(typed: dict[str, str]) -> list[str]:
     """Overrides for the DINOv2 backbone inside ``checkpoint=``; none when one was typed or none is inside."""
-    path = Path((shlex.split(typed.get("checkpoint", "")) or [""])[0])
+    path = Path(_unquoted(typed.get("checkpoint", "")))
     if "backbone" in typed or not path.is_file():
         return []
     import torch  # noqa: PLC0415 - only with checkpoint=
