@@ -29,7 +29,12 @@ def place(tmp_path_factory):
     for name, good in (("good_parts", 6), ("new_parts", 2)):
         write(place / name, "flat", products=["wood"], defects=[], side=64, images=0, good=good)
     detect = ("method=patch_nn", "data=folder", "data.root=good_parts", "data.workers=0", "trainer=cpu")
-    for options, folder in ((FAST, "logs/sofs/toy/first"), (detect, "logs/patch_nn/folder/first")):
+    inspect = ("mode=inspect", "data=folder", "data.root=my_parts", "data.workers=0", "trainer=smoke")
+    for options, folder in (
+        (FAST, "logs/sofs/toy/first"),
+        (detect, "logs/patch_nn/folder/first"),
+        (inspect, "logs/subspace/folder/first"),
+    ):
         done = run(*options, f"hydra.run.dir={folder}", cwd=place)
         assert done.returncode == 0, done.stderr
     return place

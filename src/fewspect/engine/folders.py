@@ -101,7 +101,9 @@ def _unquoted(value: str) -> str:
         found = OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:  # told by Hydra itself in a moment
         return value
-    return "" if found is None else str(found)
+    if found is None:
+        return ""
+    return str(found) if isinstance(found, str | int | float) else value
 
 
 def _method_of(typed: Mapping[str, str]) -> list[str]:
