@@ -122,10 +122,12 @@ def answer(method, episode):
 
 
 def awake(method):
-    """Layers that begin at zero let nothing through."""
-    for p in method.parameters():
-        if p.requires_grad and not p.any():
-            torch.nn.init.normal_(p, std=0.1)
+    """Layers that begin at zero let nothing through: give them values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for p in method.parameters():
+            if p.requires_grad and not p.any():
+                torch.nn.init.normal_(p, std=0.1)
 
 
 def trainer(folder, **options):
@@ -247,15 +249,6 @@ def test_the_anomaly_map_ignores_labels_and_names(ready, name):
 
 
 # -- learning ------------------------------------------------------------------------------------------------
-
-
-def awake(method):
-    """Layers that begin at zero let nothing through: give them values."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for p in method.parameters():
-            if p.requires_grad and not p.any():
-                torch.nn.init.normal_(p, std=0.1)
 
 
 @LEARNING
