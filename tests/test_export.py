@@ -9,9 +9,10 @@ from dataclasses import replace
 import lightning.pytorch as pl
 import pytest
 import torch
-from cli import FAST, ROOT, environment, run
+from cli import FAST, ROOT, environment
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from warm import run
 
 import fewspect
 from fewspect.engine import artefact, build, folders

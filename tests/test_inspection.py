@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.distance import pdist
+from warm import run
 
 from fewspect.backbones.tiny import Tiny
 from fewspect.data.bank import FeatureBank, ViewOptions

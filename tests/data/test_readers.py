@@ -143,6 +143,8 @@ def test_tables(tmp_path):
         ("b.png", 0, "query"),
     ]
     assert counts(index) == {"dent": 1} and [p.kind for p in index.problems] == ["missing-image"]
+    assert folder.read(str(tmp_path)).samples == index.samples, "one folder beside a table holds its pictures"
+    image(tmp_path / "e" / "c.png")
     with pytest.raises(UserError, match="several layouts fit"):
         folder.read(str(tmp_path))
     (tmp_path / "index.csv").write_text("image\n../secret.png\n")

@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from cli import command, environment, run
+from cli import command, environment
 from PIL import Image
 from torch.utils.data import Dataset
+from warm import run
 
 from fewspect.callbacks.gallery import Gallery
 from fewspect.data.readers import folder

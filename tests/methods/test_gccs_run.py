@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from cli import run
 from PIL import Image
 from safetensors.torch import save_file
+from warm import run
 
 from fewspect.data.features import FeatureSet, write
 

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 import torch
-from cli import ROOT, run
+from cli import ROOT
 from PIL import Image
+from warm import run
 
 from fewspect.data import features
 from fewspect.data.features import FeatureSet

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from cli import run
 from PIL import Image
+from warm import run
 
 from fewspect.data import rle
 from fewspect.data.readers import folder

@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from cli import run
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from warm import run
 
 from fewspect.data.module import DataModule
 from fewspect.data.readers.toy import read

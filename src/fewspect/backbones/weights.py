@@ -81,8 +81,8 @@ def _download(url: str, name: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path))
     except OSError as error:
         raise UserError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewspect.errors import UserError
+from fewspect.nn import loading
 
 LABEL_KEYS = ("label", "labels", "y", "target", "targets", "cls", "class", "class_name")
 NAME_KEYS = ("classes", "class_names", "label_names")
@@ -30,13 +31,7 @@ def read_cache(path: Path) -> Content:
     Raises:
         UserError: The file cannot be read safely, or holds something else.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every damage has its own family of errors
-        raise UserError(
-            f"{path}: not a cache that can be read safely ({type(error).__name__}).",
-            "Expected: tensors, numbers and text saved by torch; other objects are never loaded.",
-        ) from error
+    content = loading.content(path)
     names = _names(content)
     found = _whole(content) or _items(content)
     if found is None:

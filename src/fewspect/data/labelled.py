@@ -209,9 +209,15 @@ class Labelled:
         """Refuse a training whose classes nobody asks about.
 
         Raises:
-            UserError: No image of the test shows a class that is learned.
+            UserError: Nothing can be learned, or no image of the test shows a class that is learned.
         """
-        if not self._tested(index, self.samples(index, "train")):
+        train = self.samples(index, "train")
+        if not any(s.regions for s in train):
+            raise UserError(
+                "No image to learn from has a mask of a defect.",
+                "Draw masks (images/ + masks/), or choose a method without; mode=check shows the data.",
+            )
+        if not self._tested(index, train):
             raise UserError(
                 "No image is left to ask about that shows a class which is learned.",
                 "data.shot=5: five images per class learn, the others are asked; mode=check shows the data.",

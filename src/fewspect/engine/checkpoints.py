@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from fewspect.engine.folders import BEST, CHECKPOINTS, LAST, PREVIOUS
 from fewspect.engine.front import Stopped
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
+from fewspect.nn import loading
 
 MINUTES = 10.0
 """Longest time between two saved states inside an epoch."""
@@ -198,14 +198,7 @@ def own_or_loaded(path: Path | None, method: Method) -> Path | None:
     """
     if path is None:
         return None
-    try:
-        require_whole(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torn zip, pickled code: many types
-        raise UserError(
-            f"checkpoint={path}: no readable checkpoint of tensors and plain values.",
-            "Copy the file again; pickled code is never loaded.",
-        ) from error
+    content = loading.content(path, mapped=True)
     if isinstance(content, dict) and "pytorch-lightning_version" in content:
         return path
     method.load_foreign(path)
@@ -221,7 +214,7 @@ def load(path: Path | None, method: Method) -> None:
     own = own_or_loaded(path, method)
     if own is None:
         return
-    content = torch.load(own, map_location="cpu", weights_only=True)
+    content = loading.content(own)
     method.on_load_checkpoint(content)
     try:
         method.load_state_dict(content["state_dict"])
@@ -235,19 +228,6 @@ def load(path: Path | None, method: Method) -> None:
 def readable(path: Path) -> bool:
     """Whether a checkpoint is whole and loads as tensors and plain values."""
     try:
-        require_whole(path)
-        return "state_dict" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torn zip, foreign pickle: many types
+        return "state_dict" in loading.content(path, mapped=True)
+    except UserError:
         return False
-
-
-def require_whole(path: Path) -> None:
-    """Compare a checkpoint with its checksums; torch itself does not look at them.
-
-    Raises:
-        BadZipFile: A part differs from what was written. Files that are no archives are not judged.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if (name := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{name} is damaged")

@@ -222,10 +222,13 @@ def lock(folder: Path) -> IO[str]:
 
 
 def chosen_checkpoint(cfg: DictConfig) -> Path | None:
-    """The file to test: ``checkpoint=``, else the best of ``run=``, else its last; None = untrained.
+    """The file to test: ``checkpoint=``, else the best of ``run=``, else its last.
+
+    Returns:
+        None for an untrained method, or for a finished run that had nothing to learn.
 
     Raises:
-        UserError: It was named and does not exist, or the run has none.
+        UserError: It was named and does not exist, or the run has none yet.
     """
     if cfg.checkpoint:
         path = Path(cfg.checkpoint)
@@ -238,7 +241,7 @@ def chosen_checkpoint(cfg: DictConfig) -> Path | None:
         return None
     paths = [Path(cfg.run) / CHECKPOINTS / name for name in (BEST, LAST, PREVIOUS)]
     found = next((p for p in paths if p.is_file()), None)
-    if found is None:
+    if found is None and state(Path(cfg.run)) != "done":
         raise UserError(
             f"run={cfg.run}: it has no checkpoint yet.",
             "Continue it with resume=true, or choose another run.",

@@ -101,8 +101,9 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
 
     path = folders.chosen_checkpoint(cfg)
     untrained = UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
-    ready = cfg.data.get("shot") == 0 or cfg.data.get("protocol") == "features"
-    if path is None and not ready:  # only normal supports and features may do without: told at once
+    # normal supports, features and a run without training may do without: the others are told at once
+    ready = cfg.run or cfg.data.get("shot") == 0 or cfg.data.get("protocol") == "features"
+    if path is None and not ready:
         raise untrained
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "predict") as s:

@@ -40,7 +40,8 @@ def detect(base: Path, table: str | None = None) -> dict[str, str]:
         found["pairs"] = f"{images.name}/ with {', '.join(m.name for m in masks)}/"
     taken = {c for c in (categories or []) + (objects or [])}
     folders = [p for p in subfolders(base) if p.name.lower() not in RESERVED and p.name not in taken]
-    if classes := [p.name for p in folders if list_images(p)]:
+    classes = [p.name for p in folders if list_images(p)]
+    if len(classes) > bool(tables):  # a single one beside a table is where its pictures lie
         found["classes"] = f"class folders {', '.join(classes[:5])}"
     if not set(found) - {"classes"} and (images := list_images(base)):
         found["flat"] = f"{len(images)} images at the top"

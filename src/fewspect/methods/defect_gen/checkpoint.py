@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewspect.errors import UserError
 from fewspect.methods.defect_gen.net import Level, UNet, levels
+from fewspect.nn import loading
 
 RESIDUAL = {
     "in_layers.0": "norm1",
@@ -128,13 +129,7 @@ def load_reference(
 
 
 def _read(path: Path, which: str) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torn zip, pickled code: many types
-        raise UserError(
-            f"{path}: no readable checkpoint of tensors and plain values.",
-            "Copy the file again; pickled code is never loaded.",
-        ) from error
+    content = loading.content(path)
     if not isinstance(content, dict) or not isinstance(content.get(which), dict):
         raise UserError(
             f"{path} holds no '{which}' weights.", "A checkpoint of the original has 'model' and 'ema'."

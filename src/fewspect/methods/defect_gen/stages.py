@@ -16,6 +16,7 @@ from fewspect.methods.defect_gen.codec import Codec
 from fewspect.methods.defect_gen.loss import Prediction
 from fewspect.methods.defect_gen.net import UNet
 from fewspect.methods.defect_gen.sampler import Stage
+from fewspect.nn import loading
 
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 """Where a run folder keeps its weights, the first that is there."""
@@ -165,13 +166,7 @@ def load(path: Path) -> tuple[Blueprint, dict[str, dict[str, Tensor]]]:
     Raises:
         UserError: The file is unreadable, or not by Defect-Gen.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torn zip, pickled code: many types
-        raise UserError(
-            f"{path}: no readable checkpoint of tensors and plain values.",
-            "Copy the file again; pickled code is never loaded.",
-        ) from error
+    content = loading.content(path)
     blueprint = of_checkpoint(content if isinstance(content, dict) else {}, str(path))
     state = content["state_dict"]
     prefixes = {"average": "average.net.", "raw": "net."}
