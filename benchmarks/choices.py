@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tables.append(
                     options.out, {"set": "bottle", "row": name, "shot": shot, **found, "backbone": BACKBONE}
                 )
-    write(tables.read(options.out))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def measure(store: FeatureSet, candidate: Candidate, shot: int, options: argparse.Namespace) -> Row:
@@ -162,11 +162,6 @@ def left_out(store: FeatureSet, tokens: Tensor, head: Head, shot: int, samplings
         prob = merge(head.fit(rest)(shots.feature[:, out]), head.merge)
         right.append(prob.argmax(-1) == shots.label[:, out])
     return float(torch.cat(right, 1).float().mean())
-
-
-def write(rows: Rows) -> None:
-    """Put the table between its marks in the page; print it."""
-    tables.write(made(rows))
 
 
 def made(rows: Rows) -> list[Table]:

@@ -8,7 +8,7 @@ queries: nearest neighbour on raw pixels, nearest class mean of histograms of co
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import tables
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
 from benchmarks.tables import Cell, Row, Rows, Table, Value
 from fewspect.data.feature_episodes import FeatureEpisodes
 from fewspect.data.features import FeatureSet
@@ -57,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = {(r["shot"], r["method"]) for r in tables.read(options.out) if r["set"] == name}
         if (options.root / folder).is_dir() and wanted - done:
             data = _data([*overrides, f"data.root={options.root / folder}"], options)
+            contamination.require(_sides(data), name)
             for shot, method in sorted(wanted - done):
                 right = measure(data, method, shot)
                 row = {"set": name, "method": method, "shot": shot, **_told(right, options)}
                 tables.append(options.out, row, threads=options.threads)
-    write(tables.read(options.out))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def _data(overrides: list[str], options: argparse.Namespace) -> DataModule:
@@ -70,8 +72,12 @@ def _data(overrides: list[str], options: argparse.Namespace) -> DataModule:
         f"data.features.cache={options.cache}",
         f"data.features.samplings={options.samplings}",
     ]
-    data = build.make(tables.tree(*fixed, *overrides, *options.overrides)["data"])
-    data.setup()
+    return _single(build.make(tables.tree(*fixed, *overrides, *options.overrides)["data"]))
+
+
+def _single(data: DataModule) -> DataModule:
+    """Every picture once: X-SDD holds copies, which its halves would show on both sides."""
+    data._index = contamination.without_copies(data.index)
     return data
 
 
@@ -133,9 +139,19 @@ BASELINES = {"raw pixels, nearest neighbour": pixels, "histograms, nearest mean"
 """What the features have to beat."""
 
 
-def write(rows: Rows) -> None:
-    """Put one table per set between its marks in the page; print it."""
-    tables.write(made(rows))
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used and whose data are there."""
+    for name, (folder, data) in SETS.items():
+        if (root / folder).is_dir():
+            tree = tables.tree("method=mvrec", *data, f"data.root={root / folder}")
+            yield {"set": name, "part": "supports, queries"}, _sides(_single(build.make(tree["data"])))
+
+
+def _sides(data: DataModule) -> Sides:
+    """The pictures of supports and queries, product by product as the source of features divides them."""
+    parts = [data.source.sides(data.index.filter(product=p)) for p in data.index.products]
+    pool, asked = ([i.sample for part in parts for i in part[side]] for side in (0, 1))
+    return pool, asked
 
 
 def made(rows: Rows) -> list[Table]:

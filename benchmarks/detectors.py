@@ -9,14 +9,17 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import tables
-from benchmarks.tables import Cell, Rows, Table
-from fewspect.engine import folders
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
+from benchmarks.tables import Cell, Row, Rows, Table
+from fewspect.data.module import DataModule
+from fewspect.data.plain import asked, good
+from fewspect.engine import build, folders
 from fewspect.engine.session import Session, concluded
 
 SEEDS = (0, 1, 2)
@@ -85,13 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     found = measure([*data, *METHODS[method], *place])
                     row = {"set": name, "method": method, "seed": seed, **found}
                     tables.append(options.out, row, threads=options.threads)
-    write(tables.read(options.out))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def measure(overrides: list[str]) -> dict[str, float]:
     """Train and test one method; metrics of the test, time per image and size of the checkpoint."""
     tree = tables.tree(*overrides)
     with tempfile.TemporaryDirectory() as place, concluded(tree, Path(place), "test") as session:
+        contamination.require(_sides(session.data), " ".join(overrides[:2]))
         return _run(session, Path(place))
 
 
@@ -123,9 +127,17 @@ def _speed(session: Session) -> dict[str, float]:
     return {"milliseconds": statistics.median(taken[2:] or taken)}
 
 
-def write(rows: Rows) -> None:
-    """Put one table per set between its marks in the page; print it."""
-    tables.write(made(rows))
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used and whose data are there."""
+    for name, (folder, data) in SETS.items():
+        if (root / folder).is_dir():
+            tree = tables.tree("method=subspace", *data, f"data.root={root / folder}")
+            yield {"set": name, "part": "good ones learn"}, _sides(build.make(tree["data"]))
+
+
+def _sides(data: DataModule) -> Sides:
+    learned = [s for part in good(data.index, data.shot, data.seed, hold_out=data.hold_out) for s in part]
+    return learned, asked(data.index, "test")
 
 
 def made(rows: Rows) -> list[Table]:
@@ -141,7 +153,7 @@ def made(rows: Rows) -> list[Table]:
             best={**best, "ms / image": "min", "state, MB": "min"},
             chart=("image AUROC", "pixel AUROC"),
             costs=COSTS,
-            chance=50,
+            line=50,
         )
         for name, mine in found.items()
         if mine

@@ -12,12 +12,15 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
 from benchmarks.tables import Cell, Row, Rows, Table
 from fewspect.callbacks.samples import write_set
+from fewspect.data.labelled import LabelledDataset
+from fewspect.data.module import DataModule
 from fewspect.engine import build
 from fewspect.engine.drawing import Shown
 from fewspect.engine.session import concluded
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     found = measure([*data, *place, *SHOT, f"seed={seed}"], variant, given, options.ratio)
                     row = {"set": name, "variant": variant, "seed": seed, "ratio": options.ratio, **found}
                     tables.append(options.out, row, threads=options.threads)
-    write(tables.read(options.out))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def measure(data: Sequence[str], variant: str, given: str, ratio: float) -> dict[str, float]:
@@ -111,6 +114,7 @@ def train(overrides: Sequence[str], folder: Path) -> dict[str, float]:
     tree = tables.tree(*overrides)
     begin = time.perf_counter()
     with concluded(tree, folder, "test") as s:
+        contamination.require(_sides(s.data), " ".join(overrides[:2]))
         s.trainer.fit(s.method, datamodule=s.data, weights_only=True)
         spent = time.perf_counter() - begin
         s.trainer.test(s.method, datamodule=s.data, verbose=False)
@@ -121,9 +125,21 @@ def train(overrides: Sequence[str], folder: Path) -> dict[str, float]:
     return {**kept, **classes, "fit_seconds": round(spent, 1)}
 
 
-def write(rows: Rows) -> None:
-    """Put one table per set between its marks in the page; print it."""
-    tables.write(made(rows))
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used and whose data are there, first seed."""
+    for name, (folder, data) in SETS.items():
+        if folder is None or (root / folder).is_dir():
+            place = [f"data.root={root / folder}"] if folder else []
+            tree = tables.tree(*data, *place, *SHOT, "method=segmenter")
+            yield {"set": name, "part": "five per class learn, seed 0"}, _sides(build.make(tree["data"]))
+
+
+def _sides(data: DataModule) -> Sides:
+    """Real images only: generated ones of an asked image are refused by ``data.extra_root`` itself."""
+    learned, asked = data.dataset("train"), data.dataset("test")
+    assert isinstance(learned, LabelledDataset)
+    assert isinstance(asked, LabelledDataset)
+    return learned.samples, asked.samples
 
 
 def made(rows: Rows) -> list[Table]:

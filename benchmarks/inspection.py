@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import tables
-from benchmarks.tables import Rows, Table
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
+from benchmarks.tables import Row, Rows, Table
 from fewspect.data.readers import magnetic_tile
 from fewspect.draws import rng
 from fewspect.engine import inspection
@@ -30,6 +31,7 @@ COLUMNS = {
     "class right, %": "class_accuracy",
     "called unknown, %": "abstained",
 }
+PROMISED = "promised"
 TITLE = "Inspection: is the promise kept?"
 ASKED = (
     "mode=inspect promises that 5 % of good tiles are called defective: what is the rate on unseen tiles, "
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, then write the table."""
     options = tables.arguments("inspection", argv, _more)
     tiles = (options.root / "magnetic_tile").resolve()
+    if not tiles.is_dir():
+        return
     index = magnetic_tile.read(str(tiles))
     done = {(r["set"], r["split"]) for r in tables.read(options.out)}
     for split in range(options.splits):
@@ -50,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if (name, split) in done:
                 continue
             drawn = list(_drawn(index.samples, tiles, split, labelled=labelled))
+            contamination.require(_sides(index.samples, tiles, drawn), f"{name}, split {split}")
             found = measure(drawn, tiles, options.method)
             row = {"set": name, "split": split, **found}
             tables.append(options.out, row, threads=options.threads)
-    write(tables.read(options.out))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def measure(rows: Sequence[dict[str, str]], tiles: Path, method: str) -> dict[str, float]:
@@ -96,9 +101,19 @@ def _drawn(samples: Sequence[Sample], tiles: Path, split: int, *, labelled: bool
                 yield {"image": image, "mask": mask, "label": name, "split": side}
 
 
-def write(rows: Rows) -> None:
-    """Put the table between its marks in the page; print it."""
-    tables.write(made(rows))
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used, if the data are there."""
+    tiles = (root / "magnetic_tile").resolve()
+    samples = magnetic_tile.read(str(tiles)).samples if tiles.is_dir() else ()
+    for split in range(SPLITS) if samples else ():
+        drawn = list(_drawn(samples, tiles, split, labelled=True))
+        yield {"set": "magnetic_tile", "part": f"split {split}"}, _sides(samples, tiles, drawn)
+
+
+def _sides(samples: Sequence[Sample], tiles: Path, rows: Sequence[dict[str, str]]) -> Sides:
+    known = {str(s.image.resolve().relative_to(tiles)): s for s in samples}
+    train, test = ([known[r["image"]] for r in rows if r["split"] == side] for side in ("train", "test"))
+    return train, test
 
 
 def made(rows: Rows) -> list[Table]:
@@ -109,13 +124,11 @@ def made(rows: Rows) -> list[Table]:
         for name, mine in parts.items()
         if mine
     ]
-    chart = ("false alarms, %", "found, %")
-    head = ("set", "splits", *COLUMNS)
-    return (
-        [Table("inspection", "Magnetic tiles, 5 % false alarms promised", head, lines, chart=chart)]
-        if lines
-        else []
-    )
+    if not lines:
+        return []
+    title, head = "Magnetic tiles, 5 % false alarms promised", ("set", "splits", *COLUMNS)
+    level = {"line": 100 * ALPHA, "line_name": PROMISED}
+    return [Table("inspection", title, head, lines, chart=("false alarms, %",), **level)]
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

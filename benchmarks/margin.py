@@ -46,12 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, iou in measure(seed).items():
                 if (name, seed) not in done:
                     tables.append(options.out, {"set": "toy", "row": name, "seed": seed, "miou": iou})
-    write(tables.read(options.out))
-
-
-def write(rows: Rows) -> None:
-    """Put the table between its marks in the page; print it."""
-    tables.write(made(rows))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def made(rows: Rows) -> list[Table]:

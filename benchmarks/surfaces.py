@@ -8,13 +8,14 @@ measurement goes on where it was.
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import tables
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
 from benchmarks.tables import Cell, Row, Rows, Table, Value
 from fewspect.data.module import DataModule
 from fewspect.engine import build
@@ -24,6 +25,7 @@ from fewspect.metrics.classification import auroc, half_width
 from fewspect.types import Episode
 
 FOLDS = ("neu", "x_sdd", "magnetic_tile")
+TEXTS = "class_descriptions.json"
 SHOTS = (0, 1, 3, 5)
 
 PTMAP = {"graph": {"node": "none"}}
@@ -88,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, then write the tables."""
     options = tables.arguments("surfaces", argv, _more)
     done = {(r["table"], r["fold"], r["shot"], r["row"]) for r in tables.read(options.out)}
-    for fold in FOLDS:
+    for fold in FOLDS if _there(options.root) else ():
         place = _place(options.root, fold, options.runs)
         data: DataModule = build.make(tables.tree(*place)["data"])
+        contamination.require(contamination.of(data), f"{fold} against the others")
         learned: dict[str, dict[str, Any]] = {}
         for table, shot, name, kwargs in _wanted():
             trained = kwargs.get("generator") == "gan"
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = measure(method, _episodes(data, table, shot, place))
             row = {"table": table, "fold": fold, "shot": shot, "row": name, **found}
             tables.append(options.out, row, threads=options.threads)
-    write(tables.read(options.out))
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def _wanted() -> list[tuple[str, int, str, dict[str, Any]]]:
@@ -125,7 +128,7 @@ def _place(root: Path, fold: str, runs: int) -> list[str]:
         "method=gccs",
         f"data.root={root}",
         f"data.fold={fold}",
-        f"data.text={root / 'class_descriptions.json'}",
+        f"data.text={root / TEXTS}",
         f"data.ways.runs={runs}",
         "data.ways.val=0.0",
         "data.ways.query=11" if fold == "magnetic_tile" else "data.ways.query=15",
@@ -189,9 +192,15 @@ def measure(method: Gccs, episodes: list[Episode]) -> dict[str, float]:
     return out | {"episodes": len(hits)}
 
 
-def write(rows: Rows) -> None:
-    """Put the tables between their marks in the page; print them."""
-    tables.write(made(rows))
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used, if the data are there: a source against the two others."""
+    for fold in FOLDS if _there(root) else ():
+        data = build.make(tables.tree(*_place(root, fold, 1))["data"])
+        yield {"set": fold, "part": "new source"}, contamination.of(data)
+
+
+def _there(root: Path) -> bool:
+    return all((root / name).exists() for name in (*FOLDS, TEXTS))
 
 
 def made(rows: Rows) -> list[Table]:
@@ -222,7 +231,7 @@ def _table(name: str, fold: str, rows: Rows) -> Table:
         ],
         best=dict.fromkeys(heads, "max"),
         chart=tuple(h for h, (s, k) in heads.items() if s == 1 and k == keys[0]),
-        chance={"main": 20.0, "uneven": 20.0, "reject": 50.0}[name],
+        line={"main": 20.0, "uneven": 20.0, "reject": 50.0}[name],
     )
 
 

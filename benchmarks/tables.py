@@ -81,7 +81,9 @@ class Table:
         chart: Columns that are drawn as well.
         costs: Columns that say what it takes, not what it reaches.
         details: Columns that are shown on request, say one per class.
-        chance: What guessing reaches in the drawn columns; NaN = nothing in particular.
+        line: A level that is drawn with the bars: what guessing reaches, say; NaN = none.
+        line_name: What it is.
+        notes: What a reader must know, below the table.
     """
 
     name: str
@@ -92,12 +94,14 @@ class Table:
     chart: Sequence[str] = ()
     costs: Sequence[str] = ()
     details: Sequence[str] = ()
-    chance: float = math.nan
+    line: float = math.nan
+    line_name: str = "chance"
+    notes: Sequence[str] = ()
 
     def markdown(self) -> str:
         """The table as text."""
         shown = [[c.markdown() if isinstance(c, Value) else c for c in line] for line in self.lines]
-        return markdown(self.head, shown)
+        return "\n\n".join([markdown(self.head, shown), *self.notes])
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -180,12 +184,13 @@ def put(page: Path, name: str, body: str) -> bool:
     return bool(found)
 
 
-def write(made: Iterable[Table], page: Path | None = None) -> None:
-    """Print tables and put them between their marks."""
+def write(made: Iterable[Table], page: Path = PAGE, *, show: bool = True) -> None:
+    """Put tables between their marks, and print them."""
     for name, group in _grouped(made).items():
         body = "\n\n".join(t.markdown() for t in group)
-        print(f"{name}\n{body}\n", flush=True)
-        put(page or PAGE, name, body)
+        if show:
+            print(f"{name}\n{body}\n", flush=True)
+        put(page, name, body)
 
 
 def _grouped(made: Iterable[Table]) -> dict[str, list[Table]]:
@@ -216,23 +221,25 @@ def metrics(session_metrics: Mapping[str, Any], prefix: str = "test/") -> dict[s
 def arguments(
     task: str,
     argv: Sequence[str] | None,
-    more: Callable[[argparse.ArgumentParser], None],
+    more: Callable[[argparse.ArgumentParser], None] | None,
     *,
     root: bool = True,
 ) -> argparse.Namespace:
-    """The command line of a table benchmark: ``--root``, ``--out``, ``--threads`` and its own.
+    """The command line of a table benchmark: ``--root``, ``--out``, ``--page``, ``--threads``, its own.
 
     Args:
         task: Its name; rows are kept in ``benchmarks/results/<task>.jsonl``.
         argv: Words; None = those of the process.
-        more: Adds the others.
+        more: Adds the others; None = there are none.
         root: Whether the task cannot do without data sets.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{task}")
     parser.add_argument("--root", type=Path, required=root, help="folder that holds the data sets")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{task}.jsonl", help="finished rows")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are rewritten")
     parser.add_argument("--threads", type=int, default=1)
-    more(parser)
+    if more is not None:
+        more(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     return options
