@@ -41,7 +41,10 @@ SHOTS = (1, 3, 5)
 SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "neu": ("neu", ("data=neu",)),
     "x_sdd": ("x_sdd", ("data=x_sdd",)),
-    "magnetic_tile": ("magnetic_tile", ("data=magnetic_tile",)),
+    "magnetic_tile": (
+        "magnetic_tile",
+        ("data=magnetic_tile", "+data.features.views.sizes=[80,120,160]"),
+    ),
 }
 """Name -> folder below the root, overrides."""
 

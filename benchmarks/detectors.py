@@ -72,7 +72,15 @@ COLUMNS = {
 }
 TIMED = 20
 """Test images whose answers are timed, after two uncounted ones."""
-COSTS = ("ms / image", "state, MB")
+BY_SIZE = {
+    "found, < 0.03 %": "recall/lt_0.03",
+    "found, < 0.1 %": "recall/lt_0.1",
+    "found, < 1 %": "recall/lt_1",
+    "found, 1 % up": "recall/ge_1",
+}
+"""Share of the defect pixels, by the share of the picture that the defect covers."""
+
+COSTS = ("fit, s", "ms / image", "state, MB")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,11 +156,15 @@ def made(rows: Rows) -> list[Table]:
         Table(
             f"detectors {name}",
             TITLES[name],
-            ("method", *COLUMNS),
+            ("method", *COLUMNS, *BY_SIZE, "fit, s"),
             [_line(m, part) for m in METHODS if (part := [r for r in mine if r["method"] == m])],
-            best={**best, "ms / image": "min", "state, MB": "min"},
+            best={**best, "ms / image": "min", "state, MB": "min", "fit, s": "min"},
             chart=("image AUROC", "pixel AUROC"),
             costs=COSTS,
+            details={
+                "Defect pixels found, by the share of the picture that the defect covers": tuple(BY_SIZE)
+            },
+            extra=(*BY_SIZE, "fit, s"),
             line=50,
         )
         for name, mine in found.items()
@@ -165,7 +177,8 @@ def _line(method: str, rows: Rows) -> list[Cell]:
         tables.value(tables.of(rows, key, factor), interval=key not in ("milliseconds", "megabytes"))
         for key, factor in COLUMNS.values()
     )
-    return [f"`{method}`", *cells]
+    by_size = (tables.value(tables.of(rows, key)) for key in BY_SIZE.values())
+    return [f"`{method}`", *cells, *by_size, tables.value(tables.of(rows, "fit_seconds", 1), interval=False)]
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

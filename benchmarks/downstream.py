@@ -160,7 +160,7 @@ def _table(name: str, rows: Rows) -> Table:
         [_line(variant, mine, real, classes) for variant, mine in parts.items()],
         best={"mIoU": "max", "with background": "max", "Dice": "max", "false alarms, %": "min"},
         chart=("mIoU",),
-        details=plain,
+        details={"Per class": plain},
     )
 
 

@@ -19,8 +19,10 @@ WIDTH, LINE, BAR, MOST = 400, 34, 10, 46
 
 LEAST = 0.05
 LEGEND = (
-    "Highlighted: the best of its column. ≈: no worse than the best on the same draws. ±: half width of the "
-    "95 % interval unless the heading says otherwise; no ±: a single draw so far, or a plain mean."
+    "How to read the tables: ± is the half width of the 95 % interval over seeds, splits or episodes "
+    "(unless the heading says otherwise); no ±: a single draw so far, or a plain mean. Highlighted is "
+    "the best mean of a column: where intervals overlap, it is not known to be better. ≈: no worse than"
+    " the best on the very same draws. A click on a heading sorts."
 )
 
 
@@ -61,6 +63,7 @@ def page(sections: Sequence[Section], clean: Table | None) -> str:
         f'<p class="lead">{escape(_lead(measured))}</p>',
         f'<nav>{links}<a href="#both-sides">On both sides?</a></nav>',
         _glance(measured),
+        f'<p class="dim">{escape(LEGEND)}</p>' if measured else "",
         *(_section(s) for s in measured),
         _contamination(clean),
         _missing([s for s in sections if not s.tables]),
@@ -72,27 +75,29 @@ def _lead(sections: Sequence[Section]) -> str:
     rows = [r for s in sections for r in s.rows]
     backbones = sorted({str(r.get("backbone", "tiny")) for r in rows})
     small = (
-        " tiny is the embedded network of 0.3 M parameters that has seen synthetic surfaces only: the "
-        "numbers say how the machinery works on real pictures, not what a large backbone reaches."
+        ", the embedded network of 0.3 M parameters that has seen synthetic surfaces only: the numbers say "
+        "how the machinery works on real pictures, not what a large backbone reaches"
     )
+    told = [f"{name}{small if name == 'tiny' else ''}" for name in backbones]
     return (
         f"Every task of the framework on the data at hand: {len(rows)} measured cells, fixed splits and "
-        "draws, at least three seeds where a table is complete. "
-        f"Backbone: {', '.join(backbones) or 'none yet'}.{small if 'tiny' in backbones else ''}"
+        f"draws. Backbone: {'; '.join(told) or 'none yet'}."
     )
 
 
 def _glance(sections: Sequence[Section]) -> str:
-    """The best row of every table by its first drawn column."""
-    lines = [["task", "data", "measure", "best", "reaches"]]
+    """What stands for every table: a number, whose it is, and on what data."""
+    tiles = []
     for section in sections:
         for made in section.tables:
-            column = made.chart[0] if made.chart else ""
-            found = _marked(made, column) if column else None
+            found = _marked(made, made.chart[0]) if made.chart else None
             if found:
-                lines.append([section.title, made.title, column, _plain(found[0]), str(found[1])])
-    body = f'<div class="words">{table(lines)}</div>'
-    return f"<h2>At a glance</h2>{body}" if len(lines) > 1 else ""
+                name, best = (escape(_plain(str(word))) for word in found)
+                tiles.append(
+                    f'<a class="tile" href="#{section.name}"><b>{best}</b> {escape(made.chart[0])}'
+                    f"<span>{name}</span><small>{escape(made.title)}</small></a>"
+                )
+    return f'<h2>At a glance</h2><div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
 def _marked(made: Table, column: str) -> tuple[str, Value] | None:
@@ -121,7 +126,6 @@ def _section(section: Section) -> str:
         f'<section><h2 id="{section.name}">{escape(section.title)}</h2>',
         f'<p class="asked">{escape(section.asked)}</p>',
         *(_table(made) for made in section.tables),
-        f'<p class="dim">{escape(LEGEND)}</p>' if any(t.best for t in section.tables) else "",
         f'<p class="note">{escape(section.published)}</p>',
         f'<p class="dim">{escape(_where(section.rows))} {again}</p></section>',
     ]
@@ -133,18 +137,20 @@ def _where(rows: Rows) -> str:
     machines = sorted({r["machine"] for r in rows if r.get("machine")})
     days = sorted({r["date"] for r in rows if r.get("date")})
     span = "" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
-    told = f"{len(rows)} cells; {'; '.join(machines) or 'machine not recorded'}"
+    number = f"{len(rows)} measured cell{'s' * (len(rows) != 1)}"
+    told = f"{number}; {'; '.join(machines) or 'machine not recorded'}"
     return f"{told}{', ' if span else ''}{span}."
 
 
 def _table(made: Table) -> str:
-    hidden = {*made.costs, *made.details}
-    main = [c for c in made.head[1:] if c not in hidden]
+    hidden = {*made.costs, *(c for columns in made.details.values() for c in columns)}
+    filled = {c for at, c in enumerate(made.head) if any(line[at] != "" for line in made.lines)}
+    main = [c for c in made.head[1:] if c in filled - hidden]
     charts = "".join(chart(made, column) for column in made.chart)
     more = [
         f"<details><summary>{name}</summary>{table(_lines(made, columns))}</details>"
-        for name, columns in (("Per class", made.details), ("What it takes", made.costs))
-        if columns
+        for name, wanted in {**made.details, "What it takes": made.costs}.items()
+        if (columns := [c for c in wanted if c in filled])
     ]
     notes = "".join(f'<p class="dim">{escape(n)}</p>' for n in made.notes)
     return (

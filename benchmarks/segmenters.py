@@ -201,7 +201,7 @@ def _table(name: str, rows: Rows) -> Table:
         best={k: ways[k] for k in keys},
         chart=("mIoU", "Dice"),
         costs=tuple(k for k in keys if k in COSTS),
-        details=plain,
+        details={"Per class": plain},
         notes=_notes(rows),
     )
 

@@ -80,7 +80,8 @@ class Table:
         best: Column -> ``max`` or ``min``: what is good there; a column that is not named has no best.
         chart: Columns that are drawn as well.
         costs: Columns that say what it takes, not what it reaches.
-        details: Columns that are shown on request, say one per class.
+        details: Columns that are shown on request, by what they are called together.
+        extra: Columns for which Markdown has no room.
         line: A level that is drawn with the bars: what guessing reaches, say; NaN = none.
         line_name: What it is.
         notes: What a reader must know, below the table.
@@ -93,15 +94,18 @@ class Table:
     best: Mapping[str, str] = field(default_factory=dict)
     chart: Sequence[str] = ()
     costs: Sequence[str] = ()
-    details: Sequence[str] = ()
+    details: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    extra: Sequence[str] = ()
     line: float = math.nan
     line_name: str = "chance"
     notes: Sequence[str] = ()
 
     def markdown(self) -> str:
         """The table as text."""
-        shown = [[c.markdown() if isinstance(c, Value) else c for c in line] for line in self.lines]
-        return "\n\n".join([markdown(self.head, shown), *self.notes])
+        at = [k for k, name in enumerate(self.head) if name not in self.extra]
+        cells = ([line[k] for k in at] for line in self.lines)
+        shown = [[c.markdown() if isinstance(c, Value) else c for c in line] for line in cells]
+        return "\n\n".join([markdown([self.head[k] for k in at], shown), *self.notes])
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -252,3 +256,6 @@ def started(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on here", file=sys.stderr)
+        sys.exit(130)
