@@ -95,7 +95,7 @@ def _glance(sections: Sequence[Section]) -> str:
                 name, best = (escape(_plain(str(word))) for word in found)
                 tiles.append(
                     f'<a class="tile" href="#{section.name}"><b>{best}</b> {escape(made.chart[0])}'
-                    f"<span>{name}</span><small>{escape(made.title)}</small></a>"
+                    f"<span>{name}</span><small>{escape(section.title)}: {escape(made.title)}</small></a>"
                 )
     return f'<h2>At a glance</h2><div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
@@ -114,7 +114,7 @@ def _leader(made: Table, column: str) -> tuple[str, Value] | None:
     at = list(made.head).index(column)
     known = [(str(line[0]), c) for line in made.lines if isinstance(c := line[at], Value)]
     way = made.best.get(column)
-    if way is None or len(known) < 2:
+    if way is None or len({str(cell) for _, cell in known}) < 2:  # one, or all alike
         return None
     found = (max if way == "max" else min)(known, key=lambda pair: pair[1].mean)
     return found if abs(found[1].mean) >= LEAST else None  # the best of nothing is nothing
@@ -155,7 +155,7 @@ def _table(made: Table) -> str:
     notes = "".join(f'<p class="dim">{escape(n)}</p>' for n in made.notes)
     return (
         f'<h3>{escape(made.title)}</h3><div class="charts">{charts}</div>'
-        f"{table(_lines(made, main))}{''.join(more)}{notes}"
+        f"{table(_lines(made, main)) if made.lines else ''}{''.join(more)}{notes}"
     )
 
 

@@ -105,7 +105,8 @@ class Table:
         at = [k for k, name in enumerate(self.head) if name not in self.extra]
         cells = ([line[k] for k in at] for line in self.lines)
         shown = [[c.markdown() if isinstance(c, Value) else c for c in line] for line in cells]
-        return "\n\n".join([markdown([self.head[k] for k in at], shown), *self.notes])
+        body = [markdown([self.head[k] for k in at], shown)] if shown else []
+        return "\n\n".join([*body, *self.notes])
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

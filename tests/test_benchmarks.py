@@ -176,7 +176,7 @@ def test_both_pages_show_every_number_of_the_rows_and_ask_nobody(tmp_path, capsy
     written, shown = (docs / "results.md").read_text("utf-8"), (docs / "benchmark.html").read_text("utf-8")
     modules = (detectors, inspection, segmenters, surfaces)
     made = [t for m in modules for t in m.made(rows[m.__name__.rpartition(".")[2]])]
-    assert len(made) == 4
+    assert len(made) == 5
     reader = Text()
     reader.feed(shown)
     assert reader.open == []
