@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import contamination, detectors, everything, inspection, page, segmenters, surfaces, tables
 from benchmarks.tables import Table, Value
 
+from fewspect.data.index import Index
 from fewspect.errors import UserError
 from fewspect.types import Sample
 
@@ -253,6 +254,21 @@ def test_a_planted_copy_and_a_torn_group_are_found(pictures):
     assert found == {"learned": 3, "asked": 5, "groups": 1, "same_picture": 1, "same_group": 1, "copies": 1}
     (made,) = contamination.made([{"task": "t", "set": "s", "part": "p", **found}])
     assert "are on both sides" in page.page([], made)
+
+
+def test_a_refusal_is_two_lines_and_exit_code_2(pictures, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tables.started(lambda: contamination.require((pictures[:3], pictures[5:]), "half"))
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert "0.png" in told[0]
+    assert "6.bmp" in told[0]
+
+
+def test_a_copy_stays_once(pictures):
+    kept = contamination.without_copies(Index(tuple(pictures)))
+    assert [s.image.name for s in kept.samples] == [f"{k}.png" for k in range(6)]
 
 
 def test_many_splits_are_one_line():
