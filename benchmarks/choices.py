@@ -177,7 +177,7 @@ def made(rows: Rows) -> list[Table]:
     }
     order = [n for n in (*CANDIDATES, *TUNED) if any(r["row"] == n for r in rows)]
     lines = [[n, *(_cell(cells.get((n, s)), key) for s, key in columns.values())] for n in order]
-    title = "MVTec-FS bottle, 16 queries; leave-one-out knows the supports only"
+    title = "MVTec-FS bottle: accuracy over 16 queries; leave-one-out knows the supports only"
     best, chart = dict.fromkeys(columns, "max"), ("1, split", "5, split")
     return [Table("heads bottle", title, ("head", *columns), lines, best=best, chart=chart)]
 

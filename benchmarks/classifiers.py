@@ -33,9 +33,9 @@ PUBLISHED = (
     "Zip-Adapter-F 73.7 / 86.1 / 89.7 %. Not reproduced here: other data, and features of 0.3 M parameters."
 )
 TITLES = {
-    "neu": "NEU, six textures",
-    "x_sdd": "X-SDD, seven classes",
-    "magnetic_tile": "Magnetic tiles, five",
+    "neu": "NEU, six textures: accuracy",
+    "x_sdd": "X-SDD, seven classes: accuracy",
+    "magnetic_tile": "Magnetic tiles, five classes: accuracy",
 }
 SHOTS = (1, 3, 5)
 SETS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -79,8 +79,8 @@ PUBLISHED = (
     "its card says why the figures cannot be compared."
 )
 TITLES = {
-    "main": "",
-    "uneven": ", unequal numbers of queries",
+    "main": ": accuracy",
+    "uneven": ", unequal numbers of queries: accuracy",
     "reject": ", queries of unknown classes among them",
 }
 ORDER = (*ROWS, *UNEVEN, *REJECT)
