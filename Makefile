@@ -1,6 +1,7 @@
 # make demo   set up .venv from requirements.lock and run the main job on synthetic data
 # make test   set up and run every test;  make test-fast leaves out the slow ones
 # make lint   ruff and pyright;  make bench   measure, rewrite docs/benchmarks.md;  make lock  pin the current dependencies;  make clean
+# make benchmark ROOT=<folder of the data sets>   every task and method: docs/results.md, docs/benchmark.html
 # make wandb-sync   send what logger=wandb kept offline
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ UV     := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
 # one file at a time in each of two processes: fixtures of a file are made once
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast setup lint bench lock wandb-sync clean
+.PHONY: demo test test-fast setup lint bench benchmark lock wandb-sync clean
 
 demo: setup
 	$(PY) run.py
@@ -39,6 +40,10 @@ lint: setup
 
 bench: setup
 	$(PY) benchmarks/run.py
+
+ROOT ?= data
+benchmark: setup
+	$(PY) -m benchmarks.everything --root $(ROOT)
 
 lock: setup
 	( echo "# Every package of the tested environment, exactly. Made by 'make lock'; pyproject.toml says why each one is needed."; \

@@ -8,28 +8,19 @@ table in ``docs/results.md``. Finished splits are kept in ``--out`` (JSON lines)
 import argparse
 import csv
 import json
-import math
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
+from benchmarks.tables import Row, Rows, Table
 from fewspect.data.readers import magnetic_tile
 from fewspect.draws import rng
-from fewspect.engine import folders, inspection
+from fewspect.engine import inspection
 from fewspect.types import Sample
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
-START, END = "<!-- inspection -->", "<!-- /inspection -->"
 SPLITS, ALPHA = 20, 0.05
-STUDENT = 2.093
-"""97.5 % point of Student's t with 19 degrees of freedom."""
 
 TRAINED = {"good": 0.8, "defect": 0.5}
 """Share of the tiles that are learned from."""
@@ -40,28 +31,34 @@ COLUMNS = {
     "class right, %": "class_accuracy",
     "called unknown, %": "abstained",
 }
+PROMISED = "promised"
+TITLE = "Inspection: is the promise kept?"
+ASKED = (
+    "mode=inspect promises that 5 % of good tiles are called defective: what is the rate on unseen tiles, "
+    "what share of defects is found, and are their names right?"
+)
+PUBLISHED = "Published: nothing; the promised rate is the figure to compare with."
 SETS = {"tiles with labelled defects": True, "good tiles only": False}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, then write the table."""
-    options = _arguments()
-    OmegaConf.register_new_resolver("run_folder", folders.run_folder, replace=True)
-    torch.set_num_threads(1)
+    options = tables.arguments("inspection", argv, _more)
     tiles = (options.root / "magnetic_tile").resolve()
+    if not tiles.is_dir():
+        return
     index = magnetic_tile.read(str(tiles))
-    done = {(r["set"], r["split"]) for r in _read(options.out)}
+    done = {(r["set"], r["split"]) for r in tables.read(options.out)}
     for split in range(options.splits):
         for name, labelled in SETS.items():
             if (name, split) in done:
                 continue
             drawn = list(_drawn(index.samples, tiles, split, labelled=labelled))
+            contamination.require(_sides(index.samples, tiles, drawn), f"{name}, split {split}")
             found = measure(drawn, tiles, options.method)
             row = {"set": name, "split": split, **found}
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
-    write(_read(options.out))
+            tables.append(options.out, row, threads=options.threads)
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def measure(rows: Sequence[dict[str, str]], tiles: Path, method: str) -> dict[str, float]:
@@ -77,10 +74,8 @@ def measure(rows: Sequence[dict[str, str]], tiles: Path, method: str) -> dict[st
             writer.writeheader()
             writer.writerows(rows)
         told = ["mode=inspect", f"method={method}", "data=folder", f"data.root={root}", f"alpha={ALPHA}"]
-        told += ["logger=none", "trainer=cpu", "data.workers=0"]
         told += ["data.on_bad_file=skip", "data.reader.layout=table"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            inspection.inspect(compose("config", told), folder, [])
+        inspection.inspect(tables.config(*told, *tables.FIXED), folder, [])
         metrics = json.loads((folder / "run.json").read_text())["metrics"]
     return {k.removeprefix("inspect/"): v for k, v in metrics.items() if k.startswith("inspect/")}
 
@@ -106,41 +101,40 @@ def _drawn(samples: Sequence[Sample], tiles: Path, split: int, *, labelled: bool
                 yield {"image": image, "mask": mask, "label": name, "split": side}
 
 
-def write(rows: Sequence[dict[str, Any]]) -> None:
-    """Put the table between its marks in the page; print it."""
-    lines = [f"| set | splits | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name in SETS:
-        mine = [r for r in rows if r["set"] == name]
-        if mine:
-            cells = (_cell([100 * r[key] for r in mine if key in r]) for key in COLUMNS.values())
-            lines.append(f"| {name} | {len(mine)} | {' | '.join(cells)} |")
-    body = "\n".join(lines)
-    print(body)
-    text = PAGE.read_text("utf-8")
-    if START in text:
-        PAGE.write_text(f"{text.split(START)[0]}{START}\n{body}\n{END}{text.split(END)[1]}", "utf-8")
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used, if the data are there."""
+    tiles = (root / "magnetic_tile").resolve()
+    samples = magnetic_tile.read(str(tiles)).samples if tiles.is_dir() else ()
+    for split in range(SPLITS) if samples else ():
+        drawn = list(_drawn(samples, tiles, split, labelled=True))
+        yield {"set": "magnetic_tile", "part": f"split {split}"}, _sides(samples, tiles, drawn)
 
 
-def _cell(values: Sequence[float]) -> str:
+def _sides(samples: Sequence[Sample], tiles: Path, rows: Sequence[dict[str, str]]) -> Sides:
+    known = {str(s.image.resolve().relative_to(tiles)): s for s in samples}
+    train, test = ([known[r["image"]] for r in rows if r["split"] == side] for side in ("train", "test"))
+    return train, test
+
+
+def made(rows: Rows) -> list[Table]:
     """Mean ± half width of the 95 % interval over splits."""
-    if not values:
-        return ""
-    half = STUDENT * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+    parts = {name: [r for r in rows if r["set"] == name] for name in SETS}
+    lines = [
+        [name, str(len(mine)), *(tables.value(tables.of(mine, key)) for key in COLUMNS.values())]
+        for name, mine in parts.items()
+        if mine
+    ]
+    if not lines:
+        return []
+    title, head = "Magnetic tiles, 5 % false alarms promised", ("set", "splits", *COLUMNS)
+    level = {"line": 100 * ALPHA, "line_name": PROMISED}
+    return [Table("inspection", title, head, lines, chart=("false alarms, %",), **level)]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds magnetic_tile")
-    parser.add_argument("--out", type=Path, default=ROOT / "logs" / "inspection.jsonl")
+def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--method", default="subspace")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    tables.started(main)

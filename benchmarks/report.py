@@ -100,12 +100,12 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0))
     today = datetime.datetime.now(datetime.UTC).date()
     return (
-        f"{_processor()}, {cores} cores, {memory:.0f} GiB RAM; Python {platform.python_version()}, "
+        f"{processor()}, {cores} cores, {memory:.0f} GiB RAM; Python {platform.python_version()}, "
         f"torch {torch.__version__}, {THREADS} threads, float32 unless said; {today}."
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,36 +1,32 @@
 """Zero- and few-shot recognition of metal surfaces, whole sources held out: tables in ``docs/results.md``.
 
 ``python -m benchmarks.surfaces --root ../shared/data`` reads NEU, X-SDD and the magnetic tiles below the
-root,
-tests each source with generators that have seen the two others, and rewrites the tables. All rows of a table
-answer the very same episodes. Finished rows are kept in ``--out`` (JSON lines), so that a stopped
+root, tests each source with generators that have seen the two others, and rewrites the tables. All rows of a
+table answer the very same episodes. Finished rows are kept in ``--out`` (JSON lines), so that a stopped
 measurement goes on where it was.
 """
 
 import argparse
-import json
-import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+import numpy as np
 
+from benchmarks import contamination, tables
+from benchmarks.contamination import Sides
+from benchmarks.tables import Cell, Row, Rows, Table, Value
 from fewspect.data.module import DataModule
-from fewspect.engine import build, folders
+from fewspect.engine import build
 from fewspect.engine.session import concluded
 from fewspect.methods.gccs.method import Gccs
-from fewspect.metrics.classification import auroc
+from fewspect.metrics.classification import auroc, half_width
 from fewspect.types import Episode
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
 FOLDS = ("neu", "x_sdd", "magnetic_tile")
+TEXTS = "class_descriptions.json"
 SHOTS = (0, 1, 3, 5)
-Z = 1.96
 
 PTMAP = {"graph": {"node": "none"}}
 README = {"graph": {"k": 10, "kappa": 9, "self_weight": 0.4, "cross_k": 0}}
@@ -73,18 +69,31 @@ REJECT: dict[str, dict[str, Any]] = {
     "largest probability, nearest class mean": {"generator": "none", "recogniser": "nearest"},
 }
 
+TITLE = "Zero- and few-shot recognition of unseen surfaces"
+ASKED = (
+    "The method has seen images and texts of two sources; what does it recognise of the third, with no, one, "
+    "three or five examples per class (5-way)?"
+)
+PUBLISHED = (
+    "Published: GCCS, MSD-Cls, 5-way: 79.8 % with one example, on data and features that were not released; "
+    "its card says why the figures cannot be compared."
+)
+TITLES = {
+    "main": ": accuracy",
+    "uneven": ", unequal numbers of queries: accuracy",
+    "reject": ", queries of unknown classes among them",
+}
 ORDER = (*ROWS, *UNEVEN, *REJECT)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, then write the tables."""
-    options = _arguments()
-    OmegaConf.register_new_resolver("run_folder", folders.run_folder, replace=True)
-    torch.set_num_threads(options.threads)
-    done = {(r["table"], r["fold"], r["shot"], r["row"]) for r in _read(options.out)}
-    for fold in FOLDS:
+    options = tables.arguments("surfaces", argv, _more)
+    done = {(r["table"], r["fold"], r["shot"], r["row"]) for r in tables.read(options.out)}
+    for fold in FOLDS if _there(options.root) else ():
         place = _place(options.root, fold, options.runs)
-        data: DataModule = build.make(_tree(place)["data"])
+        data: DataModule = build.make(tables.tree(*place)["data"])
+        contamination.require(contamination.of(data), f"{fold} against the others")
         learned: dict[str, dict[str, Any]] = {}
         for table, shot, name, kwargs in _wanted():
             trained = kwargs.get("generator") == "gan"
@@ -93,10 +102,8 @@ def main() -> None:
             method = _learned(kwargs, data, learned, place, options.steps)
             found = measure(method, _episodes(data, table, shot, place))
             row = {"table": table, "fold": fold, "shot": shot, "row": name, **found}
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
-    write(_read(options.out))
+            tables.append(options.out, row, threads=options.threads)
+    tables.write(made(tables.read(options.out)), options.page)
 
 
 def _wanted() -> list[tuple[str, int, str, dict[str, Any]]]:
@@ -121,24 +128,18 @@ def _place(root: Path, fold: str, runs: int) -> list[str]:
         "method=gccs",
         f"data.root={root}",
         f"data.fold={fold}",
-        f"data.text={root / 'class_descriptions.json'}",
+        f"data.text={root / TEXTS}",
         f"data.ways.runs={runs}",
         "data.ways.val=0.0",
         "data.ways.query=11" if fold == "magnetic_tile" else "data.ways.query=15",
     ]
 
 
-def _tree(overrides: list[str]) -> dict[str, Any]:
-    fixed = ["logger=none", "trainer=cpu", "data.workers=0"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return build.resolve(compose("config", [*fixed, *overrides]))
-
-
 def _episodes(data: DataModule, table: str, shot: int, place: list[str]) -> list[Episode]:
     """The fixed list of episodes of one table."""
     more = {"uneven": ["data.ways.imbalance=2.0"], "reject": ["data.ways.way=3", "data.ways.unknown=2"]}
     if table in more:
-        other: DataModule = build.make(_tree([*place, *more[table]])["data"])
+        other: DataModule = build.make(tables.tree(*place, *more[table])["data"])
         other.ways.pool = data.ways.pool  # read once
         data = other
     return list(data.ways.dataset("test", shot))
@@ -167,7 +168,7 @@ def train(place: list[str], steps: int) -> dict[str, Any]:
     """State of the contrastive generator after so many steps, by the engine."""
     sizes = [f"+method.contrast.{k}={v}" for k, v in SMALL.items()]
     plan = [f"data.episodes={steps}", "trainer.max_epochs=1", "data.ways.val_runs=20", "data.shot=0"]
-    tree = _tree([*place, "method.generator=gan", *sizes, *plan])
+    tree = tables.tree(*place, "method.generator=gan", *sizes, *plan)
     with tempfile.TemporaryDirectory() as folder, concluded(tree, Path(folder), "test") as s:
         s.trainer.fit(s.method, datamodule=s.data)
         return s.method.generator.state_dict()
@@ -186,58 +187,63 @@ def measure(method: Gccs, episodes: list[Episode]) -> dict[str, float]:
     values = {"accuracy": hits} | ({"auroc": areas} if areas else {})
     out: dict[str, float] = {}
     for name, numbers in values.items():
-        tensor = torch.tensor(numbers, dtype=torch.float64)
-        out |= {name: float(tensor.mean()), f"{name}_ci95": Z * float(tensor.std()) / math.sqrt(len(numbers))}
+        array = np.asarray(numbers)
+        out |= {name: float(array.mean()), f"{name}_ci95": half_width(array)}
     return out | {"episodes": len(hits)}
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """Put the tables between their marks in the page; print them."""
-    text = PAGE.read_text("utf-8")
-    for name in ("main", "uneven", "reject"):
-        mine = [r for r in rows if r["table"] == name]
-        start, end = f"<!-- surfaces {name} -->", f"<!-- /surfaces {name} -->"
-        if mine:
-            parts = {fold: [r for r in mine if r["fold"] == fold] for fold in FOLDS}
-            body = "\n\n".join(_table(name, fold, part) for fold, part in parts.items() if part)
-            print(body)
-            if start in text:
-                text = f"{text.split(start)[0]}{start}\n{body}\n{end}{text.split(end)[1]}"
-    PAGE.write_text(text, "utf-8")
+def sides(root: Path) -> Iterator[tuple[Row, Sides]]:
+    """The splits that are used, if the data are there: a source against the two others."""
+    for fold in FOLDS if _there(root) else ():
+        data = build.make(tables.tree(*_place(root, fold, 1))["data"])
+        yield {"set": fold, "part": "new source"}, contamination.of(data)
 
 
-def _table(name: str, fold: str, rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line per row, one column per number of shots; percent ± half width."""
+def _there(root: Path) -> bool:
+    return all((root / name).exists() for name in (*FOLDS, TEXTS))
+
+
+def made(rows: Rows) -> list[Table]:
+    """One table per kind of episodes and tested source that has rows."""
+    return [
+        _table(name, fold, mine)
+        for name in TITLES
+        for fold in FOLDS
+        if (mine := [r for r in rows if (r["table"], r["fold"]) == (name, fold)])
+    ]
+
+
+def _table(name: str, fold: str, rows: Rows) -> Table:
+    """One line per row, one column per number of shots; percent ± half width."""
     shots = sorted({r["shot"] for r in rows})
     keys = ("auroc", "accuracy") if name == "reject" else ("accuracy",)
-    heads = [f"{s}-shot" + (f", {k}" if len(keys) > 1 else "") for s in shots for k in keys]
-    lines = [f"| {fold} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    measured = {r["row"] for r in rows}
-    for row in (name for name in ORDER if name in measured):
-        by_shot = {r["shot"]: r for r in rows if r["row"] == row}
-        cells = [_cell(by_shot.get(s), k) for s in shots for k in keys]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    heads = {f"{s}-shot" + (f", {k}" if len(keys) > 1 else ""): (s, k) for s in shots for k in keys}
+    measured = {(r["row"], r["shot"]): r for r in rows}
+    known = {row for row, _ in measured}
+    return Table(
+        f"surfaces {name}",
+        f"{fold} is new{TITLES[name]}",
+        (fold, *heads),
+        [
+            [row, *(_cell(measured.get((row, s)), k) for s, k in heads.values())]
+            for row in ORDER
+            if row in known
+        ],
+        best=dict.fromkeys(heads, "max"),
+        chart=tuple(h for h, (s, k) in heads.items() if s == 1 and k == keys[0]),
+        line={"main": 20.0, "uneven": 20.0, "reject": 50.0}[name],
+    )
 
 
-def _cell(row: Mapping[str, Any] | None, key: str) -> str:
-    return "" if row is None else f"{100 * row[key]:.1f} ± {100 * row[f'{key}_ci95']:.1f}"
+def _cell(row: Row | None, key: str) -> Cell:
+    return "" if row is None else Value(100 * row[key], 100 * row[f"{key}_ci95"])
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Zero- and few-shot recognition of metal surfaces")
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds the data sets")
-    parser.add_argument("--out", type=Path, default=Path("logs/surfaces.jsonl"), help="finished rows")
+def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=600, help="episodes per cell")
     parser.add_argument("--steps", type=int, default=400, help="of the trained generator")
     parser.add_argument("--closed", action="store_true", help="without the trained generator")
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    tables.started(main)

@@ -126,7 +126,7 @@ class FeatureSource:
 
     def _task(self, index: Index) -> Task:
         """Pool and queries of one product."""
-        pool, asked = self._sides(index)
+        pool, asked = self.sides(index)
         names = {i.cls for i in (*pool, *asked)}
         classes = [c for c in index.classes if c in names]
         product, bank = index.products[0], self._bank(any(i.regions for i in (*pool, *asked)))
@@ -139,7 +139,8 @@ class FeatureSource:
         self._shown += [(f"{product}/{c}", first[c], bank) for c in supported]
         return make_task(known.only(supported), queries, unknown=self.options.unknown, where=where)
 
-    def _sides(self, index: Index) -> tuple[list[Instance], list[Instance]]:
+    def sides(self, index: Index) -> tuple[list[Instance], list[Instance]]:
+        """Instances of one product: those that may support, and those that are asked about."""
         pool, asked = (self._instances(index, splits) for splits in (POOL, ASKED))
         if pool and asked and {i.cls for i in pool} & {i.cls for i in asked if i.cls}:
             return pool, asked

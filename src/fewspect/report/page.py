@@ -43,12 +43,12 @@ def to_html(comparison: Comparison, others: Sequence[Run] = (), title: str = "Co
     return document(title, "".join(parts))
 
 
-def document(title: str, body: str) -> str:
-    """A page of our looks around a body; style and script are inside."""
+def document(title: str, body: str, style: str = "") -> str:
+    """A page of our looks around a body; style (ours, then ``style``) and script are inside."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
     return (
         f"<!doctype html><html lang=en><head>{head}<title>{escape(title)}</title>"
-        f"<style>{_part('page.css')}</style></head>"
+        f"<style>{_part('page.css')}{style}</style></head>"
         f"<body>{body}<script>{_part('page.js')}</script></body></html>\n"
     )
 
