@@ -70,7 +70,8 @@ REFUSED = {
     "classes": {**dict.fromkeys(FEW_SHOT | GENERATORS, UNMASKED), "segmenter": NO_MASK},
     "flat": {
         **dict.fromkeys(FEW_SHOT | GENERATORS, UNMASKED),
-        **{"mvrec": "There is no defective image", "gccs": "No image is labelled", "segmenter": NO_MASK},
+        **{"mvrec": "There is no defective image", "gccs": "No image is labelled"},
+        "segmenter": "has no image for test",
     },
     "support_query": {
         **dict.fromkeys(DETECTORS | GENERATORS, NOTHING),
