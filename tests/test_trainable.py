@@ -15,8 +15,8 @@ from fewspect.methods.generator import Generator
 pytestmark = pytest.mark.slow
 
 EPOCHS, BATCHES = 2, 4
-KILLS = (1, 2, 4, 5, 7)
-"""Steps of eight before which the process dies: inside, at the end and at the beginning of an epoch."""
+KILLS = ((1, "train"), (2, "train"), (4, "validation"), (4, "train"), (5, "train"), (7, "train"))
+"""Steps of eight before which the process dies: inside an epoch, in its validation, before the next one."""
 
 VARIANTS = {name: (name,) for name in GRADIENT if not issubclass(CLASSES[name], Generator)} | {
     "gccs_gan": ("gccs", "method.preset=paper", f"data.episodes={BATCHES}")
@@ -30,13 +30,19 @@ class Killed(BaseException):
 
 
 class Die(pl.Callback):
-    """End without any farewell when step ``step`` begins."""
+    """End without any farewell when ``step`` steps are done and the next batch of ``stage`` begins."""
 
-    def __init__(self, step):
-        self.step, self.seen = step, 0
+    def __init__(self, step, stage):
+        self.step, self.stage = step, stage
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.fit_loop.epoch_loop.batch_progress.total.completed == self.step:
+    def on_train_batch_start(self, trainer, *rest):
+        self._die(trainer, "train")
+
+    def on_validation_batch_start(self, trainer, *rest):
+        self._die(trainer, "validation")
+
+    def _die(self, trainer, stage):
+        if (trainer.fit_loop.epoch_loop.batch_progress.total.completed, stage) == (self.step, self.stage):
             raise Killed
 
 
@@ -87,14 +93,14 @@ def trained(root, folder, options, *callbacks, start=None):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_killed_five_times_it_ends_bit_equal(root, tmp_path, name):
+def test_killed_again_and_again_it_ends_bit_equal(root, tmp_path, name):
     whole = trained(root, tmp_path / "whole", VARIANTS[name])
     assert whole["global_step"] >= EPOCHS * BATCHES or name.startswith("gccs")
     folder, start = tmp_path / "killed", None
-    for step in KILLS:
+    for step, stage in KILLS:
         with pytest.raises(Killed):
             keeper = checkpoints.Keeper(folder, minutes=0)
-            trained(root, folder, VARIANTS[name], keeper, Die(step), start=start)
+            trained(root, folder, VARIANTS[name], keeper, Die(step, stage), start=start)
         start, notice = checkpoints.resume_point(folder)
         assert start is not None, notice
     again = trained(root, folder, VARIANTS[name], checkpoints.Keeper(folder), start=start)
