@@ -50,6 +50,7 @@ def test_help_lists_every_choice(tmp_path):
         (["trainer=gpus"], "trainer=gpus does not exist", "Did you mean gpu?"),
         (["metod=sofs"], "no option metod", "Did you mean method?"),
         (["data.shots=5"], "no option data.shots", "Did you mean data.shot?"),
+        (["data=folder", "data.test_episodes=5"], "leaves it at its default", "+data.test_episodes="),
         (["sed=1"], "no option sed", "Did you mean seed?"),
         pytest.param(
             ["method=srgan", "trainer=smoke", "trainer.gradient_clip_val=1.0", "data.reader.good=6"],

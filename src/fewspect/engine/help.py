@@ -90,9 +90,7 @@ def explain(error: Exception, conf: Path, arguments: list[str]) -> UserError:
         hint = f"{nearest(name, options)} Choose one of: {', '.join(options)}.".strip()
         return UserError(f"{group or 'config'}={name} does not exist.", hint)
     if found := re.search(r"Could not override '([^']+)'", message):
-        known = list(_keys(conf, arguments, found[1]))
-        hint = nearest(found[1], known) or _siblings(found[1], known) or "See python run.py --help."
-        return UserError(f"There is no option {found[1]}.", hint)
+        return _unknown(found[1], conf, arguments)
     if found := re.search(r"already at '([^']+)'", message):
         return UserError(f"+{found[1]}: the option exists.", f"Write {found[1]}=... without the plus sign.")
     if type(error).__name__ == "OverrideParseException":
@@ -105,6 +103,28 @@ def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _unknown(key: str, conf: Path, arguments: list[str]) -> UserError:
+    if (file := _elsewhere(conf, key)) is not None:
+        what = f"conf/{file} sets {key}, the chosen data set leaves it at its default."
+        return UserError(what, f"Add it with a plus sign: +{key}=...")
+    known = list(_keys(conf, arguments, key))
+    others = [k for k in known if not key.startswith(f"{k}.")]
+    hint = nearest(key, others) or _siblings(key, known) or "See python run.py --help."
+    return UserError(f"There is no option {key}.", hint)
+
+
+def _elsewhere(conf: Path, key: str) -> Path | None:
+    """A file of the same group that sets this option, so that it exists for this one, too."""
+    from omegaconf import OmegaConf  # noqa: PLC0415 - only after a mistake
+
+    group, _, rest = key.partition(".")
+    if group == "data":  # every data set is the same class; readers and methods are not
+        for path in sorted((conf / group).glob("*.yaml")):
+            if rest in OmegaConf.load(path):
+                return path.relative_to(conf)
+    return None
 
 
 def _siblings(key: str, known: list[str]) -> str:
