@@ -31,6 +31,12 @@ def test_help_and_config_need_no_torch(arguments, tmp_path):
     assert done.stdout.rstrip().endswith("[]")
 
 
+def test_an_option_of_one_data_set_holds_for_every_other(tmp_path):
+    done = run("data=folder", "data.root=x", "data.val_episodes=3", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\n  val_episodes: 3\n" in done.stdout
+
+
 def test_help_lists_every_choice(tmp_path):
     out = run("--help", cwd=tmp_path).stdout
     for group in ("method", "data", "backbone", "trainer", "logger", "experiment"):
@@ -50,7 +56,7 @@ def test_help_lists_every_choice(tmp_path):
         (["trainer=gpus"], "trainer=gpus does not exist", "Did you mean gpu?"),
         (["metod=sofs"], "no option metod", "Did you mean method?"),
         (["data.shots=5"], "no option data.shots", "Did you mean data.shot?"),
-        (["data=folder", "data.test_episodes=5"], "leaves it at its default", "+data.test_episodes="),
+        (["data=folder", "data.text_episodes=5"], "no option data.text_episodes", "data has: batch_size"),
         (["sed=1"], "no option sed", "Did you mean seed?"),
         pytest.param(
             ["method=srgan", "trainer=smoke", "trainer.gradient_clip_val=1.0", "data.reader.good=6"],

@@ -81,7 +81,7 @@ def with_choices_of_run(arguments: list[str]) -> list[str]:
     Raises:
         UserError: ``run`` is no run folder.
     """
-    typed = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a}
+    typed = {a.split("=", 1)[0].lstrip("+"): a.split("=", 1)[1] for a in arguments if "=" in a}
     run = _unquoted(typed.get("run", ""))
     if not run:
         if typed.get("resume", "").lower() == "true":

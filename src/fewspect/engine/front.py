@@ -6,6 +6,7 @@ and SIGTERM.
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def guard(main: Callable[[], Any], conf: Path) -> NoReturn:
 
 def _guarded(main: Callable[[], Any], conf: Path, arguments: list[str]) -> int:
     try:
-        sys.argv[1:] = folders.with_choices_of_run(arguments)
+        sys.argv[1:] = folders.with_choices_of_run(_for_every_set(arguments, conf / "data"))
         main()
     except UserError as error:
         return tell(error, arguments)
@@ -72,6 +73,19 @@ def _guarded(main: Callable[[], Any], conf: Path, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return CTRL_C
     return 0
+
+
+def _for_every_set(arguments: list[str], files: Path) -> list[str]:
+    """Let ``data.val_episodes=8`` hold for every data set, whether its file mentions the option or not.
+
+    All data sets are one class; Hydra asks for a plus sign where a file leaves an option at its default.
+    """
+    typed = [re.match(r"data\.(\w+)=", a) for a in arguments]
+    if not any(typed):
+        return arguments
+    named = [set(re.findall(r"^(\w+):", path.read_text("utf-8"), re.M)) for path in files.glob("*.yaml")]
+    some = set[str]().union(*named) - set[str].intersection(*named)
+    return [f"++{a}" if t and t[1] in some else a for a, t in zip(arguments, typed, strict=True)]
 
 
 def _full(error: OSError) -> UserError:

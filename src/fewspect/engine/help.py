@@ -106,25 +106,10 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 
 def _unknown(key: str, conf: Path, arguments: list[str]) -> UserError:
-    if (file := _elsewhere(conf, key)) is not None:
-        what = f"conf/{file} sets {key}, the chosen data set leaves it at its default."
-        return UserError(what, f"Add it with a plus sign: +{key}=...")
     known = list(_keys(conf, arguments, key))
-    others = [k for k in known if not key.startswith(f"{k}.")]
+    others = [k for k in known if not key.startswith(f"{k}.") and not k.endswith("_target_")]
     hint = nearest(key, others) or _siblings(key, known) or "See python run.py --help."
     return UserError(f"There is no option {key}.", hint)
-
-
-def _elsewhere(conf: Path, key: str) -> Path | None:
-    """A file of the same group that sets this option, so that it exists for this one, too."""
-    from omegaconf import OmegaConf  # noqa: PLC0415 - only after a mistake
-
-    group, _, rest = key.partition(".")
-    if group == "data":  # every data set is the same class; readers and methods are not
-        for path in sorted((conf / group).glob("*.yaml")):
-            if rest in OmegaConf.load(path):
-                return path.relative_to(conf)
-    return None
 
 
 def _siblings(key: str, known: list[str]) -> str:
