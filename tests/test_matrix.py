@@ -149,3 +149,15 @@ def step(mode, folder, layout, method, root, *more):
     cfg = composed(*small, *OPTIONS.get(layout, ()), *SPECIAL.get(method, ()), *more)
     with open_dict(cfg):
         main.MODES[mode](cfg, folder, [])
+
+
+@pytest.mark.parametrize("mode", ["test", "predict"])
+def test_a_finished_run_without_its_checkpoints_is_refused(mode, place):
+    folder = place / f"bare-{mode}"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"status": "done"}')
+    root = place / "data" / "pairs_binary"
+    if not root.exists():
+        layouts.write(root, "pairs_binary", side=SIDE, products=("wood",), defects=("hole", "blob"), images=6)
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        step(mode, place / f"{folder.name}-asked", "pairs_binary", "sofs", root, f"run={folder}")

@@ -89,6 +89,8 @@ def test(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
     path = folders.chosen_checkpoint(cfg)
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "test") as s:
+        if cfg.run and path is None and not s.method.ready:
+            raise _no_weights(cfg)
         own = checkpoints.own_or_loaded(path, s.method)
         s.trainer.test(s.method, datamodule=s.data, ckpt_path=own, verbose=False, weights_only=True)
         return report(s)
@@ -100,20 +102,26 @@ def predict(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     from fewspect.engine.session import concluded, report  # noqa: PLC0415
 
     path = folders.chosen_checkpoint(cfg)
-    untrained = UserError("mode=predict needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
     # normal supports, features and a run without training may do without: the others are told at once
     ready = cfg.run or cfg.data.get("shot") == 0 or cfg.data.get("protocol") == "features"
     if path is None and not ready:
-        raise untrained
+        raise _no_weights(cfg)
     tree = build.resolve(cfg, extra)
     with concluded(tree, folder, "predict") as s:
         if path is None and not s.method.ready:
-            raise untrained
+            raise _no_weights(cfg)
         own = checkpoints.own_or_loaded(path, s.method)
         s.trainer.predict(
             s.method, datamodule=s.data, ckpt_path=own, return_predictions=False, weights_only=True
         )
         report(s)
+
+
+def _no_weights(cfg: DictConfig) -> UserError:
+    """There is nothing to answer with: none was named, or those of a finished run were removed."""
+    if cfg.run:
+        return UserError(f"run={cfg.run}: its checkpoints are gone.", "Choose another run, or train again.")
+    return UserError(f"mode={cfg.mode} needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
 
 
 def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
@@ -134,7 +142,7 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
         s.record.setup(s.trainer, s.method, "generate")
         path = None if s.method.ready else folders.chosen_checkpoint(cfg)
         if path is None and not s.method.ready:
-            raise UserError("mode=generate needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+            raise _no_weights(cfg)
         checkpoints.load(path, s.method)
         s.method.eval().to(s.trainer.strategy.root_device)
         training, shown = list(s.data.dataset("train")), Shown()
@@ -175,7 +183,7 @@ def export(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     options = build.Export(**tree.get("export", {}))
     with concluded(tree, folder, "predict") as s:
         if path is None and not s.method.ready:
-            raise UserError("mode=export needs trained weights.", "Add run=<folder> or checkpoint=<file>.")
+            raise _no_weights(cfg)
         checkpoints.load(path, s.method)
         s.record.setup(s.trainer, s.method, "export")
         agreed = artefact.export(

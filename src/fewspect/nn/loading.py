@@ -1,4 +1,4 @@
-"""How files of torch are read everywhere: tensors and plain values, nothing in them is ever run."""
+"""How checkpoints and caches of torch are read: tensors and plain values, nothing in them is ever run."""
 
 import zipfile
 from pathlib import Path
