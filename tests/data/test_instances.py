@@ -244,6 +244,33 @@ def test_class_folders_are_halved_and_have_fewer_views(tmp_path):
     assert not set(task.support.paths) & set(task.query.paths)
 
 
+def test_masks_of_some_classes_do_not_give_them_away(tmp_path, caplog):
+    for name in ("dent", "hole"):
+        for n in range(6):
+            picture(tmp_path / "images" / name / f"{n}.png", n)
+            if name == "hole":
+                (tmp_path / "masks" / name).mkdir(parents=True, exist_ok=True)
+                mask = np.zeros((80, 80), np.uint8)
+                mask[5:9, 5 : 9 + n] = 255
+                Image.fromarray(mask).save(tmp_path / "masks" / name / f"{n}.png")
+
+    def task(**options):
+        source = FeatureSource((None, None), FeatureOptions(cache=None, **options), Tiny(side=32))
+        return source.tasks(lambda: folder.read(str(tmp_path)))[0]
+
+    auto = task()
+    assert "no mask or box for dent" in caplog.text
+    caplog.clear()
+    none, own = task(masks="none"), task(masks="own")
+    assert not caplog.text
+    assert auto.support.feature.shape[1] == none.support.feature.shape[1] == bank.WHOLE
+    assert own.support.feature.shape[1] > bank.WHOLE
+    assert torch.equal(auto.support.feature, none.support.feature)
+    assert auto.support.counts == own.support.counts == {"dent": 3, "hole": 3}
+    task(query_masks="none")  # the user's choice: no query is drawn, so nothing is given away
+    assert not caplog.text
+
+
 def test_queries_without_a_mask_take_that_of_a_run(tmp_path):
     mvtec_fs_tree(tmp_path / "data")
     run = tmp_path / "run" / "predict-1" / "predictions"

@@ -217,8 +217,8 @@ def test_new_items_are_answered_and_the_published_table_is_written(files, tmp_pa
     metrics = json.loads((tmp_path / "runs" / "u" / "run.json").read_text())["metrics"]
     assert metrics["test/unknown_auroc"] > 0.7
     found = collect(tmp_path / "runs")
-    assert list(found) == ["centered"]
-    assert table(found["centered"]).splitlines()[0] == "| object | 3 mv |"
+    assert list(found) == ["ridge"]
+    assert table(found["ridge"]).splitlines()[0] == "| object | 3 mv |"
 
 
 @pytest.mark.slow

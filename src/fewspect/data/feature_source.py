@@ -6,6 +6,7 @@ as in few-shot folds over classes, or where one side has no instance, half of th
 the pool.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from fewspect.data.sampling import Rule
 from fewspect.data.splits import split_by_group
 from fewspect.errors import UserError
 
+log = logging.getLogger(__name__)
+
 POOL, ASKED = ("train", "val", "support"), ("test", "query")
 
 
@@ -41,6 +44,9 @@ class FeatureOptions:
         views: Fields of ``bank.ViewOptions``.
         components: Every connected region of a mask file is an instance of its own.
         least: Components: regions with fewer pixels are left out.
+        masks: ``own``: instances are where they were drawn, whole images where nothing was; ``none``: all are
+            whole images; ``auto``: ``own``, but ``none`` where only some classes were drawn: whether an image
+            was drawn would give its class away.
         query_masks: ``own``: as drawn; ``none``: queries come without a mask, from ``mask_from`` or not at
             all.
         mask_from: Run folder whose predictions are the masks of instances without one.
@@ -54,6 +60,7 @@ class FeatureOptions:
     views: Mapping[str, Any] = field(default_factory=dict[str, Any])
     components: bool = False
     least: int = 10
+    masks: Literal["auto", "own", "none"] = "auto"
     query_masks: Literal["own", "none"] = "own"
     mask_from: str | None = None
     schema: ClassVar[dict[str, Any]] = {"views": ViewOptions}
@@ -126,7 +133,7 @@ class FeatureSource:
 
     def _task(self, index: Index) -> Task:
         """Pool and queries of one product."""
-        pool, asked = self.sides(index)
+        pool, asked = self._seen(*self.sides(index), index.products[0])
         names = {i.cls for i in (*pool, *asked)}
         classes = [c for c in index.classes if c in names]
         product, bank = index.products[0], self._bank(any(i.regions for i in (*pool, *asked)))
@@ -155,6 +162,24 @@ class FeatureSource:
             for split in splits
             for i in instances.find(index, split, components=o.components, least=o.least)
         ]
+
+    def _seen(
+        self, pool: list[Instance], asked: list[Instance], product: str
+    ) -> tuple[list[Instance], list[Instance]]:
+        """Both sides as ``masks`` says; ``auto`` is decided for them together."""
+        o = self.options
+        bare = instances.undrawn_classes((*pool, *asked))
+        judged = o.masks == "auto" and o.query_masks == "own" and o.mask_from is None
+        if judged and bare:
+            log.warning(
+                "%s: no mask or box for %s, but for other classes. So that masks do not give the class away, "
+                "whole images are compared (data.features.masks=own: as they are).",
+                product or "the data set",
+                ", ".join(bare),
+            )
+        if o.masks == "none" or (judged and bare):
+            return instances.whole(pool), instances.whole(asked)
+        return pool, asked
 
     def _undrawn(self, asked: list[Instance]) -> list[Instance]:
         """Queries without their masks where that is asked for."""

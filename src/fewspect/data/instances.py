@@ -5,7 +5,7 @@ per connected region. An image that is labelled but not drawn is one instance: a
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -125,6 +125,22 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Connected regions (8 neighbours), numbered from 1."""
     label = np.zeros(mask.shape, dtype=np.int32)
     return label, int(ndimage.label(mask, structure=np.ones((3, 3)), output=label))  # type: ignore[arg-type]
+
+
+def whole(found: Iterable[Instance]) -> list[Instance]:
+    """The images of instances as instances of their own: one per image and class, nothing drawn."""
+    kept: dict[str, Instance] = {}
+    for i in found:
+        name = f"{i.sample.image}#{i.cls}"
+        kept.setdefault(name, replace(i, regions=(), component=0, name=name))
+    return list(kept.values())
+
+
+def undrawn_classes(found: Iterable[Instance]) -> list[str]:
+    """Classes with no region in any instance, where others have some; sorted, empty where all are alike."""
+    every = list(found)
+    drawn = {i.cls for i in every if i.regions}
+    return sorted({i.cls for i in every if i.cls} - drawn) if drawn else []
 
 
 def load(instance: Instance, image: Tensor | None = None, soft: Tensor | None = None) -> Picture:

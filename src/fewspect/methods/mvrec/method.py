@@ -8,7 +8,7 @@ Shapes: supports (S, V, D), queries (Q, V, D), logits (Q, K), each with a leadin
 episodes are answered together. ``logits`` are logarithms of the merged probabilities.
 
 Example:
-    >>> method = MVREC(head="centered")
+    >>> method = MVREC(head="ridge")
     >>> method.classify(support, features).logits.shape
     torch.Size([10, 3])
 """
@@ -93,7 +93,7 @@ class MVREC(Classifier):
     def __init__(
         self,
         *,
-        head: heads.Name = "centered",
+        head: heads.Name = "ridge",
         merge: Merge | Literal["auto"] = "auto",
         support_views: Views = "all",
         query_views: Views = "all",
@@ -283,7 +283,7 @@ class MVREC(Classifier):
         if self.reject is not None and self.name in (*heads.TRAINED, "text"):
             raise UserError(
                 f"method.reject with method.head={self.name}: each support would need a training of its own.",
-                "Choose another head, e.g. centered.",
+                "Choose another head, e.g. ridge.",
             )
         if not 0 <= self.text_weight <= 1:
             raise UserError(f"method.text_weight={self.text_weight} is no share.", "Give 0 to 1.")
