@@ -23,6 +23,7 @@ from benchmarks import (
     margin,
     page,
     segmenters,
+    steps,
     surfaces,
     tables,
 )
@@ -38,6 +39,7 @@ TASKS: dict[str, ModuleType] = {
     "detectors": detectors,
     "inspection": inspection,
     "downstream": downstream,
+    "steps": steps,
     "margin": margin,
 }
 """In the order of the page; each has ``TITLE, ASKED, PUBLISHED, made(rows)`` and ``main``."""
@@ -78,7 +80,8 @@ def render(results: Path = RESULTS, docs: Path = ROOT / "docs") -> None:
 
 def _told(name: str) -> str:
     """The command of a task as a user types it."""
-    more = {"choices": f"--features {FEATURES}", "margin": ""}.get(name, "--root <folder of the data sets>")
+    own = {"choices": f"--features {FEATURES}", "margin": "", "steps": ""}
+    more = own.get(name, "--root <folder of the data sets>")
     return f"python -m benchmarks.{name} {more}".strip()
 
 
