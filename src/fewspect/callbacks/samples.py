@@ -6,6 +6,7 @@
 
 import csv
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from PIL import Image
 from fewspect.callbacks import coco, draw
 from fewspect.errors import UserError
 from fewspect.types import Generated
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 KIND, FORMAT = "fewspect-generated", 1
@@ -75,6 +78,10 @@ def write_set(
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    for name in classes:
+        asked = [row for row in rows if f" {name} " in f" {row.get('asked', '')} "]
+        if lost := sum(name not in row["areas"] for row in asked):
+            log.warning("%s: asked for in %d samples, not there in %d of them.", name, len(asked), lost)
 
 
 def _write(folder: Path, name: str, sample: Generated, classes: Sequence[str]) -> dict[str, Any]:
