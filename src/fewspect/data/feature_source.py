@@ -8,7 +8,7 @@ the pool.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -168,16 +168,16 @@ class FeatureSource:
     ) -> tuple[list[Instance], list[Instance]]:
         """Both sides as ``masks`` says; ``auto`` is decided for them together."""
         o = self.options
-        bare = instances.undrawn_classes((*pool, *asked))
         judged = o.masks == "auto" and o.query_masks == "own" and o.mask_from is None
-        if judged and bare:
+        bare = instances.undrawn_classes((*pool, *asked)) if judged else []
+        if bare:
             log.warning(
                 "%s: no mask or box for %s, but for other classes. So that masks do not give the class away, "
                 "whole images are compared (data.features.masks=own: as they are).",
                 product or "the data set",
                 ", ".join(bare),
             )
-        if o.masks == "none" or (judged and bare):
+        if bare or o.masks == "none":
             return instances.whole(pool), instances.whole(asked)
         return pool, asked
 
@@ -185,7 +185,7 @@ class FeatureSource:
         """Queries without their masks where that is asked for."""
         if self.options.query_masks == "own":
             return asked
-        return [replace(i, regions=(), component=0) for i in asked]
+        return [instances.undrawn(i) for i in asked]
 
     def _bank(self, drawn: bool = True) -> FeatureBank:
         o = self.options

@@ -127,12 +127,17 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return label, int(ndimage.label(mask, structure=np.ones((3, 3)), output=label))  # type: ignore[arg-type]
 
 
+def undrawn(instance: Instance) -> Instance:
+    """The same without what was drawn: its whole image."""
+    return replace(instance, regions=(), component=0)
+
+
 def whole(found: Iterable[Instance]) -> list[Instance]:
     """The images of instances as instances of their own: one per image and class, nothing drawn."""
     kept: dict[str, Instance] = {}
     for i in found:
         name = f"{i.sample.image}#{i.cls}"
-        kept.setdefault(name, replace(i, regions=(), component=0, name=name))
+        kept.setdefault(name, replace(undrawn(i), name=name))
     return list(kept.values())
 
 
