@@ -12,9 +12,9 @@ def test_defects_that_were_asked_for_and_are_not_there_are_told(tmp_path, caplog
     empty, marked = torch.zeros(8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
     marked[2:4, 2:4] = 2
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    asked = [({"asked": "dent deep dent"}, marked), ({"asked": "deep dent"}, empty), ({}, empty)]
+    asked = [({"asked": "hole+deep dent"}, marked), ({"asked": "deep dent"}, empty), ({}, empty)]
     samples = [Generated(image, mask, origin=origin) for origin, mask in asked]
-    write_set(tmp_path / "set", samples, ("hole", "deep dent"), {})
+    write_set(tmp_path / "set", samples, ("dent", "deep dent"), {})
     assert [r.getMessage() for r in caplog.records] == [
         "deep dent: asked for in 2 samples, not there in 1 of them."
     ]

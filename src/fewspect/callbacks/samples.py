@@ -79,7 +79,7 @@ def write_set(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for name in classes:
-        asked = [row for row in rows if f" {name} " in f" {row.get('asked', '')} "]
+        asked = [row for row in rows if name in row.get("asked", "").split("+")]
         if lost := sum(name not in row["areas"] for row in asked):
             log.warning("%s: asked for in %d samples, not there in %d of them.", name, len(asked), lost)
 

@@ -296,7 +296,7 @@ class DefectGen(Generator):
         self, wish: Wish, names: Sequence[str], product: str, drawing: tuple[Tensor, Tensor]
     ) -> Generated:
         image, mask, ground = blended(*drawing, wish)
-        origin = {"asked": " ".join(names)} | ({"source": wish.source} if wish.source else {})
+        origin = {"asked": "+".join(names)} | ({"source": wish.source} if wish.source else {})
         return Generated(image, mask, product, origin, wish.group, ground)
 
     def preview(self) -> list[Generated]:
