@@ -29,8 +29,7 @@ setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || { $(PY) -m pip --version || $(PY) -m ensurepip; } >/dev/null
-	command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
+	command -v $(UV) >/dev/null 2>&1 || { { $(PY) -m pip --version || $(PY) -m ensurepip; } >/dev/null && $(PY) -m pip install --quiet uv; }
 	$(UV) pip install --compile-bytecode --python $(PY) --requirement requirements.lock
 	$(UV) pip install --python $(PY) --no-deps --editable .
 	$(PY) .ci/verify.py requirements.lock

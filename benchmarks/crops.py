@@ -85,7 +85,7 @@ def _defects(samples: Sequence[Sample], classes: Sequence[str], side: int) -> It
                 down, right = rng(0, "crops", number).integers(side // 4, side - side // 4, 2)
                 box = crop_box(row, column, *mask.shape, side, int(down), int(right))
                 labels = _part(mask, box).astype(np.uint8) * np.uint8(1 + list(classes).index(name))
-                yield f"{name}_{sample.image.stem}", _pixels(sample, box), labels, sample.group
+                yield f"{name}_{sample.image.stem}", _part(_pixels(sample), box), labels, sample.group
 
 
 def _good(samples: Sequence[Sample], side: int, most: int) -> Iterator[Square]:
@@ -93,16 +93,17 @@ def _good(samples: Sequence[Sample], side: int, most: int) -> Iterator[Square]:
     every = [s for s in samples if s.label == 0]
     for number in rng(0, "crops/good").permutation(len(every))[:most].tolist():
         sample = every[number]
-        height, width = load_image(sample).shape[1:]
+        pixels = _pixels(sample)
+        height, width = pixels.shape[:2]
         if min(height, width) >= side:
             draw = rng(0, "crops/good", number)
             top, left = int(draw.integers(height - side + 1)), int(draw.integers(width - side + 1))
             box = (top, top + side, left, left + side)
-            yield f"good_{sample.image.stem}", _pixels(sample, box), None, sample.group
+            yield f"good_{sample.image.stem}", _part(pixels, box), None, sample.group
 
 
-def _pixels(sample: Sample, box: tuple[int, int, int, int]) -> np.ndarray:
-    return _part(np.moveaxis(load_image(sample).numpy(), 0, -1), box)
+def _pixels(sample: Sample) -> np.ndarray:
+    return np.moveaxis(load_image(sample).numpy(), 0, -1)
 
 
 def _part(array: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

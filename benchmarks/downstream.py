@@ -10,7 +10,6 @@ has written from the same split: ``mode=generate ... seed=<seed> data.shot=5``.
 
 import argparse
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from benchmarks import contamination, crops, tables
 from benchmarks.contamination import Sides
 from benchmarks.tables import Cell, Row, Rows, Table
+from fewspect.callbacks.files import folder_atomic
 from fewspect.callbacks.samples import write_set
 from fewspect.data.labelled import LabelledDataset
 from fewspect.data.module import DataModule
@@ -96,10 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def squares(root: Path) -> tuple[str, ...]:
     """Overrides that read the squares of the tiles; cut where they are not there."""
     if not SQUARES.is_dir():
-        half = SQUARES.with_name(f".{SQUARES.name}")
-        shutil.rmtree(half, ignore_errors=True)
-        crops.cut(str(root), half, side=64)
-        half.rename(SQUARES)
+        with folder_atomic(SQUARES) as place:
+            crops.cut(str(root), place, side=64)
     return crops.overrides(SQUARES)
 
 

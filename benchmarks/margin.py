@@ -61,9 +61,7 @@ def made(rows: Rows) -> list[Table]:
 
 
 def _line(name: str, values: list[float], trained: float) -> list[Cell]:
-    mean = statistics.mean(values)
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return [name, Value(mean, spread), Value(trained - mean)]
+    return [name, tables.spread(values), Value(trained - statistics.mean(values))]
 
 
 def measure(seed: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.tables import Cell, Row, Rows, Table, Value
+from fewspect.callbacks.files import folder_atomic
 from fewspect.engine import folders
 from fewspect.engine import main as modes
 
@@ -68,9 +69,9 @@ def pair(place: Path) -> tuple[Path, Path]:
     """Run folders of the large and of the small network, trained where they are not there."""
     runs = place / "large", place / "small"
     for run in runs:
-        if not (run / folders.CHECKPOINTS / folders.BEST).is_file():
-            run.mkdir(parents=True, exist_ok=True)
-            modes.train(tables.config(RECIPE, f"method.stage={run.name}", *tables.FIXED), run, [])
+        if not run.is_dir():
+            with folder_atomic(run) as half:
+                modes.train(tables.config(RECIPE, f"method.stage={run.name}", *tables.FIXED), half, [])
     return runs
 
 
@@ -81,7 +82,8 @@ def measure(runs: tuple[Path, Path], name: str, seed: int) -> Row:
     told = (RECIPE, f"method.small={small}", f"method.solver={solver}", f"method.steps={steps}")
     with tempfile.TemporaryDirectory() as place:
         drawn, judged = Path(place, "drawn"), Path(place, "judged")
-        drawn.mkdir(), judged.mkdir()
+        drawn.mkdir()
+        judged.mkdir()
         asked = ("mode=generate", f"generate.count={COUNT}", f"generate.batch={COUNT}", f"method.seed={seed}")
         learned = f"checkpoint={large / folders.CHECKPOINTS / folders.BEST}"
         begin = time.perf_counter()
@@ -114,9 +116,7 @@ def _line(name: str, rows: Rows) -> list[Cell]:
 
 def _cell(column: str, rows: Rows, prefix: str = "") -> Cell:
     values = tables.of(rows, prefix + COLUMNS[column], 100 if column in PERCENT else 1)
-    if not values:
-        return ""
-    return Value(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan"))
+    return tables.spread(values) if values else ""
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

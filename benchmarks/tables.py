@@ -123,6 +123,12 @@ def value(numbers: Sequence[float], *, sign: bool = False, interval: bool = True
     return Value(float(array.mean()), half_width(array) if interval else math.nan, sign)
 
 
+def spread(numbers: Sequence[float]) -> Value:
+    """Mean ± standard deviation of at least one number; none for a single one."""
+    array = np.asarray(numbers, dtype=np.float64)
+    return Value(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan)
+
+
 def of(rows: Iterable[Row], key: str, factor: float = 100) -> list[float]:
     """Values of a key in the rows that have it."""
     return [factor * r[key] for r in rows if r.get(key) is not None]

@@ -303,4 +303,3 @@ def test_on_real_images_of_many_sizes(name, tmp_path):
         assert agreed.score <= 1e-4
         assert agreed.mask_different <= 1e-5 * agreed.mask_pixels
         assert agreed.different == 0
-

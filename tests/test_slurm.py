@@ -130,9 +130,7 @@ def test_a_sweep_on_a_cluster(tmp_path, cluster):
 def test_a_job_whose_time_is_up_is_queued_again(tmp_path, cluster):
     process = begin(tmp_path, "seed=0", paths=[cluster], _0="wait")
     end = time.monotonic() + 60
-    while time.monotonic() < end and not (
-        (tmp_path / "logs").exists() and status(tmp_path, 0) == "running"
-    ):
+    while time.monotonic() < end and not ((tmp_path / "logs").exists() and status(tmp_path, 0) == "running"):
         time.sleep(0.1)
     told = [pid for pid, words in running(tmp_path) if "submitit.core._submit" in words]
     assert len(told) == 1

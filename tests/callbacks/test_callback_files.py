@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewspect.callbacks.files import MAX_BYTES, Names, safe_name, write_atomic
+from fewspect.callbacks.files import MAX_BYTES, Names, folder_atomic, safe_name, write_atomic
 
 
 def test_write_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -17,6 +17,26 @@ def test_write_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
         write_atomic(path, broken)
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_folder_is_whole_or_absent(tmp_path, empty):
+    place = tmp_path / "sub" / "set"
+    if empty:
+        place.mkdir(parents=True)
+
+    def fill(more):
+        with folder_atomic(place) as work:
+            (work / "first").write_text("1")
+            more(work)
+
+    with pytest.raises(ZeroDivisionError):
+        fill(lambda work: 1 / 0)
+    assert place.exists() == empty
+    assert [p.name for p in tmp_path.rglob("*")] == ["sub"] + empty * ["set"]
+    fill(lambda work: (work / "second").write_text("2"))
+    assert sorted(p.name for p in place.iterdir()) == ["first", "second"]
+    assert [p.name for p in place.parent.iterdir()] == ["set"]
 
 
 @given(st.text(max_size=300))

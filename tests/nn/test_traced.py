@@ -23,9 +23,7 @@ def test_resizing_equals_torch_bit_for_bit(height, width, side, kernel, seed):
     expected = image
     if (height, width) != (side, side):
         expected = F.interpolate(image[None], (side, side), mode=mode, antialias=True)[0]
-    rows, columns = (
-        traced.shrunk(n, side, number(n), number(side), kernel) for n in (height, width)
-    )
+    rows, columns = (traced.shrunk(n, side, number(n), number(side), kernel) for n in (height, width))
     assert torch.equal(traced.resized(image.double(), rows, columns), expected.double())
 
 

@@ -7,8 +7,6 @@
 import csv
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fewspect.callbacks import coco, draw
+from fewspect.callbacks.files import folder_atomic
 from fewspect.errors import UserError
 from fewspect.types import Generated
 
@@ -52,10 +51,7 @@ def write_set(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty.", "Choose another folder with generate.folder=...")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        work.chmod(0o755)  # mkdtemp makes private folders
+    with folder_atomic(folder) as work:
         for part in ("images", "masks", "colours"):
             (work / part).mkdir()
         rows, shown, notes = [], [], coco.Annotations(classes)
@@ -73,11 +69,6 @@ def write_set(
             table.writeheader()
             table.writerows(rows)
         _sheet(shown).save(work / "overview.png")
-        if folder.exists():
-            folder.rmdir()  # empty, as seen above
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     for name in classes:
         asked = [row for row in rows if name in row.get("asked", "").split("+")]
         if lost := sum(name not in row["areas"] for row in asked):

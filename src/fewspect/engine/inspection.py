@@ -323,4 +323,3 @@ def _thumbnail(image: Tensor, found: Inspection) -> bytes:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
