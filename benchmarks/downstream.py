@@ -1,28 +1,32 @@
 """What are generated images worth? A supervised segmenter on real images alone and with further ones.
 
-``python -m benchmarks.downstream --root ../shared/data`` generates images with ``paste`` from the very images
-that learn (five per product and class), trains the same segmenter for the same number of steps on real and on
-real + generated images with five seeds, tests both on the same images, and rewrites the tables of
-``docs/results.md``. Finished runs are kept in ``--out`` (JSON lines), so that a stopped measurement goes on
-where it was. ``--generated "defect_gen=sets/{set}_{seed}"`` adds a column for folders that another generator
-has written from the same split: ``mode=generate ... seed=<seed> data.shot=5``.
+``python -m benchmarks.downstream --root ../shared/data`` generates images with ``paste`` and with Defect-Gen
+(a pair of networks per seed, kept in ``--pairs``) from the very images that learn (five per product and
+class), trains the same segmenter for the same number of steps on real and on real + generated images with
+five seeds, tests all on the same images, and rewrites the tables of ``docs/results.md``. Finished runs are
+kept in ``--out`` (JSON lines), so that a stopped measurement goes on where it was.
+``--generated "mine=sets/{set}_{seed}"`` adds a line for folders that another generator has written from the
+same split: ``mode=generate ... seed=<seed> data.shot=5``.
 """
 
 import argparse
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from shutil import copytree
 
-from benchmarks import contamination, crops, tables
+from benchmarks import contamination, crops, steps, tables
 from benchmarks.contamination import Sides
 from benchmarks.tables import Cell, Row, Rows, Table
 from fewspect.callbacks.files import folder_atomic
 from fewspect.callbacks.samples import write_set
 from fewspect.data.labelled import LabelledDataset
 from fewspect.data.module import DataModule
-from fewspect.engine import build
+from fewspect.engine import build, folders
+from fewspect.engine import main as modes
 from fewspect.engine.drawing import Shown
 from fewspect.engine.session import concluded
 from fewspect.methods.generator import Generator
@@ -50,6 +54,11 @@ PLAN = (
     *("trainer.limit_val_batches=0", "data.workers=0"),
 )
 """300 steps of four images, so that the tables can be made on a CPU; the default is 400 steps of eight."""
+TURN = {"toy": "mirror", "magnetic_tile": "any"}
+"""How Defect-Gen's training pictures may be turned: wood has a grain, a tile has not."""
+
+Maker = Callable[[Path], object]
+"""Writes generated images into a new folder."""
 
 TITLE = "What generated images are worth"
 ASKED = (
@@ -64,7 +73,7 @@ TITLES = {
     "toy": "Toy, two products, five classes, 64 pixels",
     "magnetic_tile": "Magnetic tiles, squares of 64 pixels around three defect types",
 }
-REAL, PASTE = "real", "real + paste"
+REAL, PASTE, DEFECT_GEN = "real", "real + paste", "real + Defect-Gen"
 COLUMNS = {
     "mIoU": "miou",
     "with background": "miou_with_background",
@@ -84,10 +93,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = squares(options.root / folder) if folder and options.root else ()
         for seed in SEEDS[: options.seeds]:
             done = {(r["set"], r["variant"], r["seed"]) for r in tables.read(options.out)}
-            for variant in (REAL, PASTE, *(f"real + {key}" for key in further)):
-                if (name, variant, seed) not in done:
-                    given = further.get(variant.removeprefix("real + "), "").format(set=name, seed=seed)
-                    found = measure([*data, *place, *SHOT, f"seed={seed}"], variant, given, options.ratio)
+            asked = (*data, *place, *SHOT, f"seed={seed}")
+            learned = (options.pairs / f"{name}_{seed}", f"method.turn={TURN[name]}")
+            makers: dict[str, Maker | None] = {
+                REAL: None,
+                PASTE: partial(paste, asked, options.ratio),
+                DEFECT_GEN: partial(defect_gen, asked, options.ratio, *learned),
+                **{
+                    f"real + {k}": partial(copytree, v.format(set=name, seed=seed))
+                    for k, v in further.items()
+                },
+            }
+            for variant, make in makers.items():
+                if (name, variant, seed) not in done and variant not in options.without:
+                    found = measure(asked, options.ratio, make)
                     row = {"set": name, "variant": variant, "seed": seed, "ratio": options.ratio, **found}
                     tables.append(options.out, row, threads=options.threads)
     tables.write(made(tables.read(options.out)), options.page)
@@ -101,17 +120,17 @@ def squares(root: Path) -> tuple[str, ...]:
     return crops.overrides(SQUARES)
 
 
-def measure(data: Sequence[str], variant: str, given: str, ratio: float) -> dict[str, float]:
-    """Test metrics of the segmenter that learned from real images and those of ``variant``."""
+def measure(data: Sequence[str], ratio: float, make: Maker | None) -> dict[str, float]:
+    """Test metrics of the segmenter that learned from real images and, if there is a maker, from its own."""
     with tempfile.TemporaryDirectory() as place:
-        if variant == PASTE:
-            given = str(Path(place, "generated"))
-            paste(data, Path(given), ratio)
-        more = [f"data.extra_root={given}", f"data.extra_ratio={ratio}"] if given else []
+        more = []
+        if make is not None:
+            make(Path(place, "generated"))
+            more = [f"data.extra_root={place}/generated", f"data.extra_ratio={ratio}"]
         return train([*data, "method=segmenter", *SHOT, *PLAN, *more], Path(place, "run"))
 
 
-def paste(data: Sequence[str], folder: Path, ratio: float) -> None:
+def paste(data: Sequence[str], ratio: float, folder: Path) -> None:
     """Write as many generated images as are asked for, made of the real ones that learn."""
     tree = tables.tree(*data, "method=paste", *SHOT)
     source, method = build.parts(tree)
@@ -122,6 +141,17 @@ def paste(data: Sequence[str], folder: Path, ratio: float) -> None:
         shown.add(episode)
     count = math.ceil(ratio * len(shown.names))
     write_set(folder, shown.drawn(method.generate, count), method.classes, {"seen": shown.digests})
+
+
+def defect_gen(data: Sequence[str], ratio: float, place: Path, turn: str, folder: Path) -> None:
+    """The same with a pair of networks that learned from these images, trained where it is not there."""
+    asked = (*data, "method=defect_gen", *SHOT, turn, "trainer.limit_val_batches=0")
+    large, small = steps.pair(place, *asked)
+    count = math.ceil(ratio * len(build.make(tables.tree(*asked)["data"]).dataset("train")))
+    draw = ("mode=generate", f"generate.count={count}", f"generate.folder={folder}", "generate.complete=true")
+    nets = (f"method.small={small}", f"checkpoint={large / folders.CHECKPOINTS / folders.LAST}")
+    with tempfile.TemporaryDirectory() as run:
+        modes.generate(tables.config(*asked, *draw, *nets, *tables.FIXED), Path(run), [])
 
 
 def train(overrides: Sequence[str], folder: Path) -> dict[str, float]:
@@ -196,6 +226,10 @@ def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--ratio", type=float, default=1.0, help="generated images per real one")
+    parser.add_argument("--without", nargs="*", default=[], choices=(PASTE, DEFECT_GEN))
+    parser.add_argument(
+        "--pairs", type=Path, default=Path("data/defect_gen_pairs"), help="the trained networks"
+    )
     parser.add_argument("--generated", nargs="*", default=[], help="name=folder with {set} and {seed}")
 
 

@@ -60,18 +60,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in SEEDS[: options.seeds]:
         for name in SOLVERS:
             if (name, seed) not in done:
-                row = {"set": "toy", "row": name, "seed": seed, **measure(pair(options.pair), name, seed)}
+                found = measure(pair(options.pair, RECIPE), name, seed)
+                row = {"set": "toy", "row": name, "seed": seed, **found}
                 tables.append(options.out, row, threads=options.threads)
     tables.write(made(tables.read(options.out)), options.page)
 
 
-def pair(place: Path) -> tuple[Path, Path]:
+def pair(place: Path, *overrides: str) -> tuple[Path, Path]:
     """Run folders of the large and of the small network, trained where they are not there."""
     runs = place / "large", place / "small"
     for run in runs:
         if not run.is_dir():
             with folder_atomic(run) as half:
-                modes.train(tables.config(RECIPE, f"method.stage={run.name}", *tables.FIXED), half, [])
+                modes.train(tables.config(*overrides, f"method.stage={run.name}", *tables.FIXED), half, [])
     return runs
 
 

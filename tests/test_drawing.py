@@ -60,6 +60,23 @@ def test_a_generator_that_only_copies_is_told(shown):
         list(shown.drawn(lambda numbers: copier([0] * len(numbers)), 3, batch=4, reject=0.5))
 
 
+def forgetful(numbers):
+    """A dent is asked for; every third sample has none."""
+    masks = [torch.full((SIDE, SIDE), int(k % 3 > 0), dtype=torch.uint8) for k in numbers]
+    return [Generated(picture(100), mask, origin={"asked": "dent"}) for mask in masks]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_samples_without_what_was_asked_for_are_left_out(shown, batch):
+    made = list(shown.drawn(forgetful, 5, batch=batch, needed=("dent", "hole")))
+    assert [s.origin["number"] for s in made] == [1, 2, 4, 5, 7]
+
+
+def test_a_defect_that_never_comes_is_told(shown):
+    with pytest.raises(UserError, match=r"60 samples drawn, 60 lack a defect type"):
+        list(shown.drawn(lambda numbers: forgetful([0] * len(numbers)), 3, batch=4, needed=("dent",)))
+
+
 def test_one_training_image_says_nothing_about_copies(tmp_path):
     known = Shown()
     Image.fromarray(picture(0).movedim(0, -1).numpy()).save(tmp_path / "x.png")

@@ -7,6 +7,7 @@
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,10 @@ def write_set(
     with folder_atomic(folder) as work:
         for part in ("images", "masks", "colours"):
             (work / part).mkdir()
-        rows, shown, notes = [], [], coco.Annotations(classes)
+        rows, shown, notes, absent = [], [], coco.Annotations(classes), Counter[str]()
         for number, sample in enumerate(samples):
             rows.append(_write(work, f"{number:06d}.png", sample, classes))
+            absent.update(lacking(sample, classes))
             notes.add(str(rows[-1]["image"]), sample.mask.numpy())
             if number < SHOWN:
                 shown.append(_tiles(sample))
@@ -69,10 +71,16 @@ def write_set(
             table.writeheader()
             table.writerows(rows)
         _sheet(shown).save(work / "overview.png")
-    for name in classes:
-        asked = [row for row in rows if name in row.get("asked", "").split("+")]
-        if lost := sum(name not in row["areas"] for row in asked):
-            log.warning("%s: asked for in %d samples, not there in %d of them.", name, len(asked), lost)
+    for name, lost in absent.items():
+        asked = sum(name in row.get("asked", "").split("+") for row in rows)
+        log.warning("%s: asked for in %d samples, not there in %d of them.", name, asked, lost)
+
+
+def lacking(sample: Generated, classes: Sequence[str]) -> tuple[str, ...]:
+    """Classes (names of the labels 1, 2, ...) that were asked for and have no pixel in a sample."""
+    asked = str(sample.origin.get("asked", "")).split("+")
+    labels = set(sample.mask.unique().tolist()) if asked != [""] else set()
+    return tuple(name for k, name in enumerate(classes, start=1) if name in asked and k not in labels)
 
 
 def _write(folder: Path, name: str, sample: Generated, classes: Sequence[str]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Generate:
     folder: str | None = None
     batch: int = 16
     reject: float | None = None
+    complete: bool = False
     classes: str | Sequence[str] | None = None
     product: str | None = None
     mask: str | None = None

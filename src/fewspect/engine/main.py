@@ -151,7 +151,8 @@ def generate(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
             shown.add(episode)
         asked = build.Generate(**tree["generate"])  # a run may be older than an option
         draw = wishes.drawer(s.method, asdict(asked), training, tree["seed"])
-        made = shown.drawn(draw, asked.count, batch=asked.batch, reject=asked.reject)
+        needed = s.method.classes if asked.complete else ()
+        made = shown.drawn(draw, asked.count, batch=asked.batch, reject=asked.reject, needed=needed)
         about = {"method": facts(tree)["method"], "seed": tree["seed"], "config": tree["method"]}
         about |= {**s.method.about(), "seen": shown.digests}
         with s.trainer.precision_plugin.forward_context():
