@@ -9,7 +9,7 @@ from fewspect.methods.gccs import filtering, loss
 from fewspect.methods.gccs.generators import Contrastive, RidgeGaussian, TextVector
 from fewspect.methods.gccs.method import Gccs
 from fewspect.methods.gccs.net import Nets
-from fewspect.methods.gccs.training import balanced
+from fewspect.methods.gccs.training import balanced, optimisers
 from fewspect.metrics.legacy import accuracy_as_coded
 from fewspect.nn.centres import Centres, recognise
 from fewspect.nn.graph import Graph
@@ -178,6 +178,8 @@ def batched(support):
 
 
 # -- faults of the original ----------------------------------------------------------------------------------
+# 6 and 8: tests/data/test_embedding.py; 11 and 12: tests/data/test_ways.py; 13: tests/nn/test_centres.py;
+# 16: test_one_support_and_many_say_the_same
 
 
 def test_fault_1_synthetic_supports_are_no_right_answers(ridge):
@@ -232,12 +234,38 @@ def test_a_class_keeps_one_sample_even_if_none_agrees():
     assert filtering.keep(shares, "episode", 3)[0].sum(1).tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("runs", [1, 3, 7])
+@pytest.mark.parametrize("width", [10, 33])
+def test_fault_4_any_number_of_runs_at_any_width(runs, width):
+    """The original's reshaping scrambled episodes where the width divides by ten."""
+    g = torch.manual_seed(0)
+    made = []
+    for index in range(runs):
+        means = torch.eye(width)[torch.randperm(width, generator=g)[:3]]
+        truth = torch.arange(3).repeat_interleave(4)
+        asked = means[truth] + 0.05 * torch.randn(12, width, generator=g)
+        text = torch.zeros(3, 4)
+        made.append(episode(means, torch.arange(3), asked, truth, text, index=index))
+    found = Gccs(preset="gtnet").answers(made)
+    assert len(found) == runs
+    assert percent(accuracies(found, made)) == 100
+
+
 def test_fault_5_no_file_hides_what_it_imports():
     from cli import ROOT
 
     for path in (ROOT / "src" / "fewspect").rglob("*.py"):
         text = path.read_text("utf-8")
         assert f"\nimport {path.stem}\n" not in text
+
+
+def test_fault_7_no_device_is_taken_for_granted():
+    """The original calls CUDA whatever there is, imports a notebook, and a QR that is gone from torch."""
+    from cli import ROOT
+
+    for path in (ROOT / "src" / "fewspect").rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert not any(word in text for word in (".cuda()", "torch.qr(", "import IPython", "import seaborn"))
 
 
 def test_fault_9_the_filter_sees_its_own_episode_only():
@@ -278,6 +306,16 @@ def test_fault_14_synthetic_samples_do_not_drown_a_real_shot():
     assert (real == 1).all()
     for k in range(5):
         assert float(made[state.label[0, :-5] == k].sum()) == pytest.approx(1.0)
+
+
+def test_fault_15_the_rate_is_the_one_that_is_asked_for():
+    found = {}
+    for lr in (1e-4, 3e-3):
+        method = Gccs(generator="gan", contrast={"g_hidden": 8, "d_hidden": 8, "lr": lr})
+        method._learn(seen_episode(toy()))
+        adam, _ = optimisers(method.generator, method.contrast)
+        found[lr] = {group["lr"] for optimizer in adam for group in optimizer.param_groups}
+    assert found == {lr: {lr} for lr in found}
 
 
 # -- generator -----------------------------------------------------------------------------------------------
