@@ -203,3 +203,34 @@ def test_the_estimate_is_the_size_of_the_bank(caplog):
     with caplog.at_level(logging.INFO):
         learned(method, episodes(4))
     assert any("coreset: 256 of 256 rows" in r.message for r in caplog.records)
+
+
+def objects(number, seed=0):
+    """Pictures with a bright disk in front of a dark ground: (number, 3, SIDE, SIDE)."""
+    g = torch.manual_seed(seed)
+    row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    inside = (row - SIDE / 2) ** 2 + (column - SIDE / 2) ** 2 < (SIDE / 4) ** 2
+    return (0.1 + 0.7 * inside + 0.02 * torch.randn(number, 3, SIDE, SIDE, generator=g)).clamp(0, 1)
+
+
+def test_the_background_is_left_out_and_saved(tmp_path):
+    from dataclasses import replace
+
+    good = [replace(e, query_image=p[None]) for e, p in zip(episodes(4), objects(4), strict=True)]
+    whole, method = learned(patch_nn(), good), learned(patch_nn(foreground="auto"), good)
+    assert len(method.banks.of(good[0].product)["rows"]) < 0.8 * len(whole.banks.of(good[0].product)["rows"])
+    dirty = objects(1, seed=3)
+    dirty[..., :6, :6] = 0.0  # dirt on the ground
+    dirty[..., SIDE // 2 - 3 : SIDE // 2 + 3, SIDE // 2 - 3 : SIDE // 2 + 3] = 0.5  # a defect
+    seen, cells = ask(method, dirty)[0], SIDE // 4
+    assert ask(whole, dirty)[0, 0, 0] > 1e-3
+    assert seen[0, 0] == 0
+    assert seen[cells // 2, cells // 2] > 1e-3
+    again = patch_nn(foreground="auto")
+    again.load_state_dict(method.state_dict())
+    assert torch.equal(ask(again, dirty)[0], seen)
+
+
+def test_tiles_show_no_middle():
+    with pytest.raises(UserError, match="tiles do not show"):
+        PatchNN(Tiny(None, side=SIDE, width=16), foreground="auto", evaluate={"side": SIDE, "stride": 8})

@@ -14,7 +14,7 @@ Example:
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from fewspect.errors import UserError
 from fewspect.methods.detector import Detector, Fitted, choose, owner_of
 from fewspect.methods.products import Products
 from fewspect.nn import neighbours as search
+from fewspect.nn.foreground import Foreground, find
 from fewspect.nn.patches import Join, turned
 from fewspect.nn.prototype import unit
 from fewspect.types import Episode, Prediction, Support
@@ -40,12 +41,14 @@ class Bank:
         owners: (M,) int64: the image that a row comes from.
         asked: Identity of the image that is asked about, when its own rows take no part.
         alone: All rows are the asked image's own: every patch is left out of its own answer instead.
+        foreground: Cells outside of it have distance 0; None = every cell counts.
     """
 
     rows: Tensor
     owners: Tensor
     asked: int | None = None
     alone: bool = False
+    foreground: Foreground | None = None
 
 
 class PatchNN(Detector):
@@ -62,6 +65,8 @@ class PatchNN(Detector):
         coreset: Rows that are kept (greedy k-centre): a share up to 1, or a number, of which there may be
             fewer; None = all.
         projection: The coreset is chosen after a random projection to this width; None = exact.
+        foreground: ``auto`` leaves the background out where good pictures show an object in front of one, see
+            ``nn.foreground``; ``none`` compares whole pictures. Not for tiles.
         reweight: b of PatchCore's factor on the image score (eq. 7); the map gets the same factor. 1 = none.
         chunk_mb: Bound on the memory of a search in MiB.
         options: See ``Detector`` and ``Method``.
@@ -80,6 +85,7 @@ class PatchNN(Detector):
         rotations: int = 1,
         coreset: float | None = None,
         projection: int | None = 64,
+        foreground: Literal["none", "auto"] = "none",
         reweight: int = 1,
         chunk_mb: float = 64.0,
         **options: Any,  # noqa: ANN401 - evaluate, maps, threshold, clean, seed: checked by the bases
@@ -95,7 +101,13 @@ class PatchNN(Detector):
                 "method.neighbours, rotations and reweight are at least 1, method.pool is odd.",
                 "1 switches each of them off.",
             )
+        if foreground == "auto" and self.view.stride is not None:
+            raise UserError(
+                "method.foreground=auto looks for the middle of a picture, which tiles do not show.",
+                "Set method.foreground=none or method.evaluate.stride=null.",
+            )
         self.backbone = backbone
+        self.foreground = foreground
         self.neighbours, self.reweight, self.rotations = neighbours, reweight, rotations
         self.metric: search.Metric = metric
         self.join: Join = join
@@ -103,6 +115,7 @@ class PatchNN(Detector):
         self.coreset, self.projection, self.chunk_mb = coreset, projection, chunk_mb
         self.banks = Products()
         self._seen: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._grid = 0, 0
 
     # -- learning: one pass over the good images
 
@@ -118,24 +131,28 @@ class PatchNN(Detector):
     def observe(self, batch: list[Episode]) -> None:
         """Put the patches of good images aside."""
         for episode in batch:
-            rows, owners = self._rows(episode.query_image, [owner_of(episode.paths[0])])
-            self._seen[episode.product].append((rows, owners))
+            seen = self._looked(episode.query_image, [owner_of(episode.paths[0])])
+            self._seen[episode.product].append(seen)
 
     def finish(self) -> None:
         """Make the bank of every product."""
         for product in sorted(self._seen):
-            parts = self._seen.pop(product)
-            self.banks.keep(product, **self._reduced(*(torch.cat(p) for p in zip(*parts, strict=True))))
+            tokens, owners = (torch.cat(p) for p in zip(*self._seen.pop(product), strict=True))
+            bank = self._made(tokens, owners, product)
+            front = bank.foreground
+            extra = {} if front is None else {"axis": front.axis, "offset": front.offset}
+            self.banks.keep(product, rows=bank.rows, owners=bank.owners, **extra)
 
     def cost(self, images: int) -> search.Cost:
         """Estimate what so many good images of one product will cost."""
         with torch.inference_mode():
-            rows, _ = self._rows(torch.zeros(1, 3, self.view.side, self.view.side, device=self.device), [0])
+            seen, _ = self._looked(torch.zeros(1, 3, self.view.side, self.view.side, device=self.device), [0])
+        rows = seen.shape[0] * seen.shape[1]
         return search.cost(
             images,
-            len(rows),
-            rows.shape[1],
-            keep=self._kept(images * len(rows)),
+            rows,
+            seen.shape[2],
+            keep=self._kept(images * rows),
             width=self.projection,
             device=self.device,
         )
@@ -149,7 +166,7 @@ class PatchNN(Detector):
         good = support.image[support.label == 0]
         if not len(good):
             raise UserError("The support has no good image to make a memory bank of.", "Give good images.")
-        return Bank(**self._reduced(*self._rows(good, list(range(len(good))))))
+        return self._made(*self._looked(good, list(range(len(good)))), support.product)
 
     def predict(self, images: Tensor, state: Bank | Fitted) -> Prediction:
         """Distances (Q, h, w) of the patches of images (Q, 3, H, W) to the bank, at least 0."""
@@ -167,6 +184,8 @@ class PatchNN(Detector):
         )
         distance, index = distance[:, bank.alone :], index[:, bank.alone :]
         prob = distance.mean(1).view(tokens.shape[:2])  # (Q, N)
+        if bank.foreground is not None:
+            prob = prob * bank.foreground.cells(tokens, grid)
         if self.reweight > 1:
             prob = prob * self._factor(tokens, prob, index[:, 0].view_as(prob), bank)[:, None]
         return Prediction(prob=prob.unflatten(1, grid))
@@ -181,7 +200,8 @@ class PatchNN(Detector):
             raise UserError("patch_nn has no memory bank yet.", "Run mode=train with good images first.")
         kept = self.banks.of(choose(state.product, self.banks.known))
         alone = state.owner is not None and bool((kept["owners"] == state.owner).all())
-        return Bank(kept["rows"], kept["owners"], None if alone else state.owner, alone)
+        front = Foreground(kept["axis"], kept["offset"]) if "axis" in kept else None
+        return Bank(kept["rows"], kept["owners"], None if alone else state.owner, alone, front)
 
     def _factor(self, tokens: Tensor, prob: Tensor, index: Tensor, bank: Bank) -> Tensor:
         """PatchCore's factor (Q,) on the scores of images."""
@@ -193,11 +213,22 @@ class PatchNN(Detector):
     # -- features
 
     @torch.no_grad()
-    def _rows(self, images: Tensor, owners: list[int]) -> tuple[Tensor, Tensor]:
-        """Rows (M, D) of good images (B, 3, H, W) in all their views, and whose they are (M,)."""
-        tokens, _ = self._tokens(turned(images, self.rotations))  # (rotations * B, N, D)
-        whose = torch.tensor(owners, device=images.device).repeat(self.rotations)
-        return tokens.flatten(0, 1), whose.repeat_interleave(tokens.shape[1])
+    def _looked(self, images: Tensor, owners: list[int]) -> tuple[Tensor, Tensor]:
+        """Patches (rotations * B, N, D) of all views of good images (B, 3, H, W), and whose the views are."""
+        tokens, self._grid = self._tokens(turned(images, self.rotations))
+        return tokens, torch.tensor(owners, device=images.device).repeat(self.rotations)
+
+    def _made(self, tokens: Tensor, owners: Tensor, product: str) -> Bank:
+        """The bank of good patches (V, N, D) of so many views."""
+        front = find(tokens, self._grid) if self.foreground == "auto" else None
+        rows, whose = tokens.flatten(0, 1), owners.repeat_interleave(tokens.shape[1])
+        if front is not None:
+            inside = front.cells(tokens, self._grid).flatten()
+            rows, whose = rows[inside], whose[inside]
+            log.info("%s: the object covers %.0f %% of the pictures", product, 100 * inside.float().mean())
+        elif self.foreground == "auto":
+            log.info("%s: no object in front of a background, whole pictures are compared", product)
+        return Bank(*self._reduced(rows, whose), foreground=front)
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         features = self.backbone(images)
@@ -205,11 +236,11 @@ class PatchNN(Detector):
         tokens = features.joined(join=self.join, pool=self.pool, equal=cosine)
         return unit(tokens) if cosine else tokens, features.grid
 
-    def _reduced(self, rows: Tensor, owners: Tensor) -> dict[str, Any]:
+    def _reduced(self, rows: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
         """The rows and owners that are kept."""
         number = self._kept(len(rows))
         if number is None:
-            return {"rows": rows, "owners": owners}
+            return rows, owners
         kept = search.k_centre(
             rows,
             number,
@@ -217,7 +248,7 @@ class PatchNN(Detector):
             seed=self.seed,
             progress=lambda done, all_: log.info("coreset: %d of %d rows", done, all_),
         )
-        return {"rows": rows[kept], "owners": owners[kept]}
+        return rows[kept], owners[kept]
 
     def _kept(self, rows: int) -> int | None:
         """How many of so many rows are kept; None = all."""
