@@ -36,7 +36,12 @@ OPTIONS = {
 }
 SPECIAL = {
     "gccs": ("data.ways.way=2", "data.ways.query=1", "data.ways.runs=4", "data.ways.cache=null"),
-    "mvrec": ("data.features.cache=null", "data.features.samplings=2", "data.features.views.kind=none"),
+    "mvrec": (
+        "data.features.cache=null",
+        "data.features.samplings=2",
+        "data.features.views.kind=none",
+        "backbone.side=32",
+    ),
     "defect_gen": (
         *("method.net.width=32", "method.net.mult=[1]", "method.net.patch=4", "method.net.attention=[]"),
         *("method.net.middle=false", "method.steps=2", "data.side=32"),
