@@ -73,7 +73,13 @@ TITLES = {
     "toy": "Toy, two products, five classes, 64 pixels",
     "magnetic_tile": "Magnetic tiles, squares of 64 pixels around three defect types",
 }
-REAL, PASTE, DEFECT_GEN = "real", "real + paste", "real + Defect-Gen"
+REAL, PASTE = "real", "real + paste"
+DRAWN = {
+    "real + Defect-Gen": ("generate.complete=true",),
+    "real + Defect-Gen, variations": ("generate.start=0.4",),
+}
+"""What Defect-Gen is asked for: pictures from noise, or its training pictures with another texture."""
+
 COLUMNS = {
     "mIoU": "miou",
     "with background": "miou_with_background",
@@ -94,11 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in SEEDS[: options.seeds]:
             done = {(r["set"], r["variant"], r["seed"]) for r in tables.read(options.out)}
             asked = (*data, *place, *SHOT, f"seed={seed}")
-            learned = (options.pairs / f"{name}_{seed}", f"method.turn={TURN[name]}")
+            learn = (*asked, "method=defect_gen", *SHOT, "data.normal_shot=0", f"method.turn={TURN[name]}")
+            pair = options.pairs / f"{name}_{seed}"
             makers: dict[str, Maker | None] = {
                 REAL: None,
                 PASTE: partial(paste, asked, options.ratio),
-                DEFECT_GEN: partial(defect_gen, asked, options.ratio, *learned),
+                **{k: partial(defect_gen, learn, options.ratio, pair, v) for k, v in DRAWN.items()},
                 **{
                     f"real + {k}": partial(copytree, v.format(set=name, seed=seed))
                     for k, v in further.items()
@@ -143,12 +150,12 @@ def paste(data: Sequence[str], ratio: float, folder: Path) -> None:
     write_set(folder, shown.drawn(method.generate, count), method.classes, {"seen": shown.digests})
 
 
-def defect_gen(data: Sequence[str], ratio: float, place: Path, turn: str, folder: Path) -> None:
+def defect_gen(learn: Sequence[str], ratio: float, place: Path, how: Sequence[str], folder: Path) -> None:
     """The same with a pair of networks that learned from these images, trained where it is not there."""
-    asked = (*data, "method=defect_gen", *SHOT, "data.normal_shot=0", turn, "trainer.limit_val_batches=0")
+    asked = (*learn, "trainer.limit_val_batches=0")
     large, small = steps.pair(place, *asked)
     count = math.ceil(ratio * len(build.make(tables.tree(*asked)["data"]).dataset("train")))
-    draw = ("mode=generate", f"generate.count={count}", f"generate.folder={folder}", "generate.complete=true")
+    draw = ("mode=generate", f"generate.count={count}", f"generate.folder={folder}", *how)
     nets = (f"method.small={small}", f"checkpoint={large / folders.CHECKPOINTS / folders.LAST}")
     with tempfile.TemporaryDirectory() as run:
         modes.generate(tables.config(*asked, *draw, *nets, *tables.FIXED), Path(run), [])
@@ -226,7 +233,7 @@ def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--ratio", type=float, default=1.0, help="generated images per real one")
-    parser.add_argument("--without", nargs="*", default=[], choices=(PASTE, DEFECT_GEN))
+    parser.add_argument("--without", nargs="*", default=[], choices=(PASTE, *DRAWN))
     parser.add_argument(
         "--pairs", type=Path, default=Path("data/defect_gen_pairs"), help="the trained networks"
     )

@@ -178,7 +178,7 @@ def choose_objects(
         names = ", ".join(found) or "no object folders"
         raise UserError(
             f"none of the fold's objects is there; found: {names}",
-            "Set data.test_objects (and data.objects).",
+            "Set data.fold=null data.reader.test_objects=[...] (and data.reader.objects=[...]).",
         )
     problems = [
         Problem(name, "missing-object", f"{split} object of this fold has no folder", "warning")
