@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from cli import ROOT, environment, run
+import warm
+from cli import FAST, ROOT, environment, run
 
 PROBE = """
 import sys, runpy
@@ -58,18 +59,6 @@ def test_help_lists_every_choice(tmp_path):
         (["data.shots=5"], "no option data.shots", "Did you mean data.shot?"),
         (["data=folder", "data.text_episodes=5"], "no option data.text_episodes", "data has: batch_size"),
         (["sed=1"], "no option sed", "Did you mean seed?"),
-        pytest.param(
-            ["method=srgan", "trainer=smoke", "trainer.gradient_clip_val=1.0", "data.reader.good=6"],
-            "Srgan has no gradient that the trainer could clip",
-            "trainer.gradient_clip_val=null",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["method=sofs", "+data.protocol=plain"],
-            "SOFS does not work with data.protocol=plain",
-            "Set data.protocol=episodic",
-            marks=pytest.mark.slow,
-        ),
         (
             ["method.head.reduce_dims=3"],
             "no option method.head.reduce_dims",
@@ -83,7 +72,30 @@ def test_help_lists_every_choice(tmp_path):
     ],
 )
 def test_mistakes_are_two_lines(arguments, says, hint, tmp_path):
-    done = run(*arguments, cwd=tmp_path)
+    assert_two_lines(run(*arguments, cwd=tmp_path), says, hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (
+            ["method=srgan", "trainer.gradient_clip_val=1.0"],
+            "Srgan has no gradient that the trainer could clip",
+            "trainer.gradient_clip_val=null",
+        ),
+        (
+            ["method=sofs", "+data.protocol=plain"],
+            "SOFS does not work with data.protocol=plain",
+            "Set data.protocol=episodic",
+        ),
+    ],
+)
+def test_mistakes_that_the_parts_find_are_two_lines(arguments, says, hint, tmp_path):
+    assert_two_lines(warm.run(*arguments, *FAST, cwd=tmp_path), says, hint)
+
+
+def assert_two_lines(done, says, hint):
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2
     assert len(lines) == 2, done.stderr
@@ -106,7 +118,7 @@ def test_mistakes_are_two_lines(arguments, says, hint, tmp_path):
     ],
 )
 def test_wrong_values_are_found_before_anything_is_built(arguments, says, tmp_path):
-    done = run(*arguments, cwd=tmp_path)
+    done = warm.run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr

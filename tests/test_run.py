@@ -8,8 +8,9 @@ import time
 
 import pytest
 import torch
-from cli import FAST, command, environment, run
+from cli import FAST, command, environment
 from omegaconf import OmegaConf
+from warm import run
 
 from fewspect.engine import checkpoints, folders
 from fewspect.errors import UserError
