@@ -236,3 +236,19 @@ def test_transductive_answers(way):
     assert torch.allclose(prob.sum(-1), torch.ones(3, 30), atol=1e-4)
     inductive = (score.argmax(-1) == truth).float().mean()
     assert (prob.argmax(-1) == truth).float().mean() >= inductive - 0.1
+
+
+def test_many_samplings_of_many_classes_end_on_two_threads():
+    """LU of a batch of 20 systems of 245 unknowns never ended there."""
+    g = torch.manual_seed(0)
+    label = torch.arange(7).repeat_interleave(5).expand(20, -1)
+    feature = torch.randn(20, 35, 2, 16, generator=g) + torch.eye(7, 16)[label][:, :, None]
+    shots, query = Shots(feature, label, torch.ones(label.shape), 7), torch.randn(1, 6, 2, 16, generator=g)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(LinearProbe().fit(shots)(query))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[0], found[1], atol=5e-3, rtol=0)

@@ -97,7 +97,7 @@ class Discriminant(Head):
         eye = torch.eye(size, device=covariance.device)
         shrunk = (1 - self.shrinkage) * covariance + (self.shrinkage * level + 1e-6) * eye
         centres = means.mean(2) @ basis  # (E, K, r)
-        solved = torch.linalg.solve(shrunk, centres.mT).mT  # (E, K, r)
+        solved = _solved(shrunk, centres.mT).mT  # (E, K, r)
         offset = -0.5 * (solved * centres).sum(-1)
         return Directions(solved @ basis.mT, offset, mean, self.tau)
 
@@ -164,7 +164,7 @@ def _newton(kernel: Tensor, hot: Tensor, count: Tensor, strength: float, steps: 
         gradient = dual + strength * (prob * count[..., None] - hot)
         curve = (prob[..., None] * (eye_k - prob[..., None, :])) * count[..., None, None]  # (E, S, K, K)
         system = torch.einsum("eskj,est->esktj", curve, kernel).reshape(episodes, *(number * classes,) * 2)
-        step = torch.linalg.solve(eye + strength * system, -gradient.flatten(1)).view_as(dual)
+        step = _solved(eye + strength * system, -gradient.flatten(1)).view_as(dual)
         size = torch.ones(episodes, 1, 1, device=kernel.device)
         for _ in range(8):
             fresh = _probe_loss(kernel, dual + size * step, hot, count, strength)
@@ -176,6 +176,16 @@ def _newton(kernel: Tensor, hot: Tensor, count: Tensor, strength: float, steps: 
             break
         loss = torch.where(better, fresh, loss)
     return dual
+
+
+def _solved(systems: Tensor, right: Tensor) -> Tensor:
+    """Solutions of systems (E, N, N), one by one on a processor.
+
+    LU of a batch never ends there with two threads (torch 2.15 and its MKL, 20 systems of 245 unknowns).
+    """
+    if systems.device.type != "cpu":
+        return torch.linalg.solve(systems, right)
+    return torch.stack([torch.linalg.solve(a, b) for a, b in zip(systems, right, strict=True)])
 
 
 def _probe_loss(kernel: Tensor, dual: Tensor, hot: Tensor, count: Tensor, strength: float) -> Tensor:
