@@ -32,6 +32,10 @@ from fewspect.types import Episode, Prediction, Support
 log = logging.getLogger(__name__)
 
 
+Looked = tuple[Tensor, Tensor, tuple[int, int]]
+"""Patches (V, N, D) of so many views, whose each view is (V,), and the grid of the patches."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bank:
     """Good patches.
@@ -114,8 +118,7 @@ class PatchNN(Detector):
         self.pool = pool
         self.coreset, self.projection, self.chunk_mb = coreset, projection, chunk_mb
         self.banks = Products()
-        self._seen: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self._grid = 0, 0
+        self._seen: defaultdict[str, list[Looked]] = defaultdict(list)
 
     # -- learning: one pass over the good images
 
@@ -137,16 +140,17 @@ class PatchNN(Detector):
     def finish(self) -> None:
         """Make the bank of every product."""
         for product in sorted(self._seen):
-            tokens, owners = (torch.cat(p) for p in zip(*self._seen.pop(product), strict=True))
-            bank = self._made(tokens, owners, product)
+            tokens, owners, (grid, *_) = zip(*self._seen.pop(product), strict=True)
+            bank = self._made(torch.cat(tokens), torch.cat(owners), grid, product)
             front = bank.foreground
             extra = {} if front is None else {"axis": front.axis, "offset": front.offset}
             self.banks.keep(product, rows=bank.rows, owners=bank.owners, **extra)
 
     def cost(self, images: int) -> search.Cost:
         """Estimate what so many good images of one product will cost."""
+        blank = torch.zeros(1, 3, self.view.side, self.view.side, device=self.device)
         with torch.inference_mode():
-            seen, _ = self._looked(torch.zeros(1, 3, self.view.side, self.view.side, device=self.device), [0])
+            seen, *_ = self._looked(blank, [0])
         rows = seen.shape[0] * seen.shape[1]
         return search.cost(
             images,
@@ -213,17 +217,17 @@ class PatchNN(Detector):
     # -- features
 
     @torch.no_grad()
-    def _looked(self, images: Tensor, owners: list[int]) -> tuple[Tensor, Tensor]:
-        """Patches (rotations * B, N, D) of all views of good images (B, 3, H, W), and whose the views are."""
-        tokens, self._grid = self._tokens(turned(images, self.rotations))
-        return tokens, torch.tensor(owners, device=images.device).repeat(self.rotations)
+    def _looked(self, images: Tensor, owners: list[int]) -> Looked:
+        """Patches of all views of good images (B, 3, H, W), and whose the views are."""
+        tokens, grid = self._tokens(turned(images, self.rotations))
+        return tokens, torch.tensor(owners, device=images.device).repeat(self.rotations), grid
 
-    def _made(self, tokens: Tensor, owners: Tensor, product: str) -> Bank:
+    def _made(self, tokens: Tensor, owners: Tensor, grid: tuple[int, int], product: str) -> Bank:
         """The bank of good patches (V, N, D) of so many views."""
-        front = find(tokens, self._grid) if self.foreground == "auto" else None
+        front = find(tokens, grid) if self.foreground == "auto" else None
         rows, whose = tokens.flatten(0, 1), owners.repeat_interleave(tokens.shape[1])
         if front is not None:
-            inside = front.cells(tokens, self._grid).flatten()
+            inside = front.cells(tokens, grid).flatten()
             rows, whose = rows[inside], whose[inside]
             log.info("%s: the object covers %.0f %% of the pictures", product, 100 * inside.float().mean())
         elif self.foreground == "auto":
