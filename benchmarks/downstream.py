@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in SEEDS[: options.seeds]:
             done = {(r["set"], r["variant"], r["seed"]) for r in tables.read(options.out)}
             asked = (*data, *place, *SHOT, f"seed={seed}")
-            learn = (*asked, "method=defect_gen", *SHOT, "data.normal_shot=0", f"method.turn={TURN[name]}")
+            learn = (*asked, "method=defect_gen", "data.normal_shot=0", f"method.turn={TURN[name]}")
             pair = options.pairs / f"{name}_{seed}"
             makers: dict[str, Maker | None] = {
                 REAL: None,
@@ -134,12 +134,12 @@ def measure(data: Sequence[str], ratio: float, make: Maker | None) -> dict[str, 
         if make is not None:
             make(Path(place, "generated"))
             more = [f"data.extra_root={place}/generated", f"data.extra_ratio={ratio}"]
-        return train([*data, "method=segmenter", *SHOT, *PLAN, *more], Path(place, "run"))
+        return train([*data, "method=segmenter", *PLAN, *more], Path(place, "run"))
 
 
 def paste(data: Sequence[str], ratio: float, folder: Path) -> None:
     """Write as many generated images as are asked for, made of the real ones that learn."""
-    tree = tables.tree(*data, "method=paste", *SHOT)
+    tree = tables.tree(*data, "method=paste")
     source, method = build.parts(tree)
     assert isinstance(method, Generator)
     shown = Shown()
