@@ -36,7 +36,7 @@ SEEDS = (0, 1, 2, 3, 4)
 TOY = (
     *("data=toy", "data.side=64", "data.reader.side=64", "data.reader.images_per_class=16"),
     *("data.reader.val_per_class=0", "data.reader.test_per_class=1", "data.reader.good=24"),
-    *("data.reader.folds=6", "+data.reader.products=[board,wood]"),
+    *("data.reader.folds=6", "+data.reader.products=[wood]"),
     "+data.reader.defects=[blob,burn,chip,dent,hole,scratch]",
 )
 SETS: dict[str, tuple[str | None, tuple[str, ...]]] = {
@@ -70,7 +70,7 @@ PUBLISHED = (
     "another segmenter, other data and all real images; not comparable and not reproduced here."
 )
 TITLES = {
-    "toy": "Toy, two products, five classes, 64 pixels",
+    "toy": "Toy wood, five classes, 64 pixels",
     "magnetic_tile": "Magnetic tiles, squares of 64 pixels around three defect types",
 }
 REAL, PASTE = "real", "real + paste"

@@ -49,7 +49,7 @@ def announce(place: Path, jobs: Sequence[tuple[int, str, Sequence[str]]]) -> Non
     shared = _shared([overrides for _, _, overrides in jobs])
     for number, found, overrides in jobs:
         would = {"new": "start", "done": "be skipped"}.get(found, f"continue ({found})")
-        table.add_row(str(number), would, _differing(overrides, shared))
+        table.add_row(str(number), would, escape(_own(overrides, shared)))
     Console(width=None if Console().is_terminal else 160).print(table)
 
 
@@ -113,8 +113,7 @@ def _tell(jobs: Sequence[Job], over: threading.Event) -> None:
             if known[job.number] != job.state:
                 known[job.number] = job.state
                 more = f": {job.reason}" if job.state in ("failed", "timed out") else ""
-                told = " ".join(o for o in job.overrides if o not in shared)
-                log.info("job %d %s%s  %s", job.number, job.state, more, told)
+                log.info("job %d %s%s  %s", job.number, job.state, more, _own(job.overrides, shared))
         if last:
             return
         over.wait(0.2)
@@ -135,7 +134,7 @@ def _table(place: Path, jobs: Sequence[Job]) -> Table:
             _clock(time.monotonic() - job.began) if job.state == "running" else "",
             str(record.get("epoch", "")),
             "" if value is None else f"{value:.4f}",
-            _differing(job.overrides, shared),
+            escape(_own(job.overrides, shared)),
         )
     return table
 
@@ -145,9 +144,9 @@ def _shared(options: Sequence[Sequence[str]]) -> set[str]:
     return set.intersection(*map(set, options)) if len(options) > 1 else set()
 
 
-def _differing(overrides: Sequence[str], shared: set[str]) -> str:
-    """Options that tell a job from the others, safe for rich."""
-    return escape(" ".join(o for o in overrides if o not in shared))
+def _own(overrides: Sequence[str], shared: set[str]) -> str:
+    """Options that tell a job from the others, without the plus signs that only Hydra needs."""
+    return " ".join(o.lstrip("+") for o in overrides if o not in shared)
 
 
 def _clock(seconds: float) -> str:
