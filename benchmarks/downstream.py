@@ -101,11 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             done = {(r["set"], r["variant"], r["seed"]) for r in tables.read(options.out)}
             asked = (*data, *place, *SHOT, f"seed={seed}")
             learn = (*asked, "method=defect_gen", "data.normal_shot=0", f"method.turn={TURN[name]}")
+            count = math.ceil(options.ratio * learned(asked))
             pair = options.pairs / f"{name}_{seed}"
             makers: dict[str, Maker | None] = {
                 REAL: None,
-                PASTE: partial(paste, asked, options.ratio),
-                **{k: partial(defect_gen, learn, options.ratio, pair, v) for k, v in DRAWN.items()},
+                PASTE: partial(paste, asked, count),
+                **{k: partial(defect_gen, learn, count, pair, v) for k, v in DRAWN.items()},
                 **{
                     f"real + {k}": partial(copytree, v.format(set=name, seed=seed))
                     for k, v in further.items()
@@ -137,8 +138,13 @@ def measure(data: Sequence[str], ratio: float, make: Maker | None) -> dict[str, 
         return train([*data, "method=segmenter", *PLAN, *more], Path(place, "run"))
 
 
-def paste(data: Sequence[str], ratio: float, folder: Path) -> None:
-    """Write as many generated images as are asked for, made of the real ones that learn."""
+def learned(data: Sequence[str]) -> int:
+    """Real images that the segmenter learns from, good ones among them."""
+    return len(build.make(tables.tree(*data, "method=segmenter")["data"]).dataset("train").samples)
+
+
+def paste(data: Sequence[str], count: int, folder: Path) -> None:
+    """Write so many generated images, made of the real ones that learn."""
     tree = tables.tree(*data, "method=paste")
     source, method = build.parts(tree)
     assert isinstance(method, Generator)
@@ -146,15 +152,13 @@ def paste(data: Sequence[str], ratio: float, folder: Path) -> None:
     for episode in source.dataset("train"):
         method.observe([episode])
         shown.add(episode)
-    count = math.ceil(ratio * len(shown.names))
     write_set(folder, shown.drawn(method.generate, count), method.classes, {"seen": shown.digests})
 
 
-def defect_gen(learn: Sequence[str], ratio: float, place: Path, how: Sequence[str], folder: Path) -> None:
+def defect_gen(learn: Sequence[str], count: int, place: Path, how: Sequence[str], folder: Path) -> None:
     """The same with a pair of networks that learned from these images, trained where it is not there."""
     asked = (*learn, "trainer.limit_val_batches=0")
     large, small = steps.pair(place, *asked)
-    count = math.ceil(ratio * len(build.make(tables.tree(*asked)["data"]).dataset("train")))
     draw = ("mode=generate", f"generate.count={count}", f"generate.folder={folder}", *how)
     nets = (f"method.small={small}", f"checkpoint={large / folders.CHECKPOINTS / folders.LAST}")
     with tempfile.TemporaryDirectory() as run:
