@@ -105,6 +105,46 @@ def test_index_masks_and_class_folds(tmp_path):
     assert {p.kind for p in short.problems} == {"unknown-class"}
 
 
+def test_an_index_mask_that_cannot_be_used_makes_no_good_image(tmp_path):
+    for i, value in enumerate((1, 7, 0, 1)):
+        image(tmp_path / "images" / f"{i}.png")
+        mask(tmp_path / "masks" / f"{i}.png", value=value)
+    broken = tmp_path / "masks" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:30])
+    index = folder.read(str(tmp_path), mask_type="index", class_names=["x"])
+    assert [(s.label, len(s.regions)) for s in index.samples] == [(-1, 0), (-1, 0), (0, 0), (1, 1)]
+    assert [(p.kind, p.path) for p in index.problems] == [
+        ("bad-mask", str(tmp_path / "images" / "0.png")),
+        ("unknown-class", str(tmp_path / "images" / "1.png")),
+    ]
+    assert [s.image.name for s in index.refuse("skip").samples] == ["2.png", "3.png"]
+
+
+def test_do_not_care_is_said_to_be_background(tmp_path):
+    image(tmp_path / "images" / "0.png")
+    array = np.ones((16, 20), np.uint8)
+    array[8:] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(array).save(tmp_path / "masks" / "0.png")
+    index = folder.read(str(tmp_path), mask_type="index")
+    assert [(p.kind, "counted as background" in p.detail) for p in index.problems] == [("void", True)]
+    assert index.facts(index.samples[0]).area == {"class_1": 8 * 20}
+
+
+def test_the_pixel_cap_reaches_masks_and_coco_images(tmp_path):
+    for i in range(2):
+        image(tmp_path / "own" / "images" / f"{i}.png")
+        mask(tmp_path / "own" / "masks" / f"{i}.png", size=(32, 40))
+    coco_object(tmp_path / "vision", "Other")
+    for mask_type in ("binary", "index"):
+        options = {"mask_type": mask_type, "resize_masks": True, "max_pixels": 16 * 20}
+        found = folder.read(str(tmp_path / "own"), **options).check()
+        errors = {p.path: p.detail for p in found if p.level == "error"}
+        assert len(errors) == 2 and all("1280 pixels" in text for text in errors.values())
+    with pytest.raises(UserError, match=r"no images found.*320 pixels"):
+        vision.read(str(tmp_path / "vision"), test_objects=["Other"], max_pixels=100)
+
+
 def test_class_folders(tmp_path):
     for cls in ("good", "a b", "c"):
         for i in range(4):
@@ -217,6 +257,36 @@ def test_vision(tmp_path):
         vision.read(str(tmp_path), test_objects=["Nope"])
     with pytest.raises(UserError, match="fold=7"):
         vision.read(str(tmp_path), fold=7)
+    with pytest.raises(UserError, match=r"group_pattern=\*x"):
+        vision.read(str(tmp_path), group_pattern="*x")
+
+
+def annotated(root, name, note):
+    """An object of three images, one of them with this note, one with a polygon."""
+    coco_object(root, name, 3)
+    path = root / name / "train" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1] = {"id": 1, "image_id": 11, "category_id": 4} | note
+    path.write_text(json.dumps(content))
+    return vision.read(str(root), test_objects=[name])
+
+
+def test_annotations_without_a_usable_region_make_no_good_image(tmp_path):
+    index = annotated(tmp_path, "Other", {"bbox": [3, 3, 5, 5]})
+    assert [(s.label, len(s.regions)) for s in index.samples] == [(1, 1), (-1, 0), (0, 0)]
+    assert [s.image.name for s in index.normals()["Other"]] == ["2.png"]
+
+
+def test_run_lengths_of_another_size_are_reported(tmp_path):
+    code = {"size": [20, 16], "counts": [100, 10, 16 * 20 - 110]}
+    index = annotated(tmp_path, "Other", {"segmentation": code})
+    assert [s.label for s in index.samples] == [1, -1, 0]
+    assert ["20 x 16" in p.detail for p in index.problems if p.kind == "bad-annotation"] == [True]
+    code["size"] = [16, 20]
+    assert annotated(tmp_path, "More", {"segmentation": code}).filter(label=1).splits == {
+        "test": 2,
+        "train": 1,
+    }
 
 
 def test_folds_follow_the_protocol():

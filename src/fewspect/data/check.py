@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewspect.data.facts import pixel_cap
 from fewspect.data.index import Index
 from fewspect.data.listing import require_folder, scan
 from fewspect.data.masks import read_index
@@ -128,13 +129,17 @@ def _measured(index: Index) -> dict[str, Any]:
 
 def mask_values(index: Index) -> dict[str, int]:
     """Pixels per stored mask value over the first files; colour masks count as ``colour``."""
-    files = dict.fromkeys(
-        r.path for s in index.samples for rs in s.regions.values() for r in rs if r.path is not None
-    )
+    files = {
+        r.path: pixel_cap(s)
+        for s in index.samples
+        for rs in s.regions.values()
+        for r in rs
+        if r.path is not None
+    }
     total: Counter[str] = Counter()
-    for path in list(files)[:HISTOGRAM_FILES]:
+    for path, cap in list(files.items())[:HISTOGRAM_FILES]:
         try:
-            values, counts = np.unique(read_index(path), return_counts=True)
+            values, counts = np.unique(read_index(path, max_pixels=cap), return_counts=True)
         except UserError as error:
             total["colour" if "colour" in error.message else "unreadable"] += 1
             continue

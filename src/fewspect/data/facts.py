@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from fewspect.data.images import MAX_PIXELS, decode_image, image_size
 from fewspect.data.masks import decode_mask, mask_size, rasterise
@@ -18,6 +19,13 @@ MIN_SIDE = 8
 TAIL_BYTES = 4096
 ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
 """First bytes of JPEG and PNG, and the mark that a complete file has near its end."""
+
+
+class MaskOptions(TypedDict):
+    """Options of ``rasterise``."""
+
+    resize: bool
+    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ def look(sample: Sample) -> Facts:
     area = {}
     for cls, regions in sample.regions.items():
         try:
-            mask = rasterise(regions, height, width, upright, resize=resizes_masks(sample))
+            mask = rasterise(regions, height, width, upright, **mask_options(sample))
             area[cls] = int(mask.sum())
         except UserError as error:
             problems.append(Problem(path, _mask_kind(error), error.message))
@@ -76,7 +84,7 @@ def is_upright(sample: Sample) -> bool:
         return True
     cap = pixel_cap(sample)
     stored, shown = (image_size(sample.image, max_pixels=cap, upright=u) for u in (False, True))
-    return stored == shown or not files[0].exists() or mask_size(files[0]) != stored
+    return stored == shown or not files[0].exists() or mask_size(files[0], max_pixels=cap) != stored
 
 
 def pixel_cap(sample: Sample) -> int:
@@ -90,9 +98,9 @@ def white_level(sample: Sample) -> int | None:
     return None if value is None else int(value)
 
 
-def resizes_masks(sample: Sample) -> bool:
-    """The reader's ``resize_masks``, carried in ``meta``."""
-    return bool(sample.meta.get("resize_masks", False))
+def mask_options(sample: Sample) -> MaskOptions:
+    """How ``rasterise`` treats the mask files of a sample: the reader's ``resize_masks``, ``max_pixels``."""
+    return {"resize": bool(sample.meta.get("resize_masks", False)), "max_pixels": pixel_cap(sample)}
 
 
 def decode_problems(sample: Sample) -> list[Problem]:
@@ -107,7 +115,7 @@ def decode_problems(sample: Sample) -> list[Problem]:
         r for regions in sample.regions.values() for r in regions if r.kind == "file" and not r.values
     }:
         try:
-            _, notices = decode_mask(str(region.path))
+            _, notices = decode_mask(str(region.path), max_pixels=pixel_cap(sample))
         except UserError:
             continue  # ``look`` reports it
         found += [Problem(path, "mask-read-as", f"{region.path}: {text}", "notice") for text in notices]

@@ -20,8 +20,8 @@ from fewspect.data.facts import (
     duplicates,
     is_upright,
     look,
+    mask_options,
     pixel_cap,
-    resizes_masks,
     white_level,
 )
 from fewspect.data.images import image_size, read_image
@@ -63,7 +63,7 @@ def load_mask(sample: Sample, cls: str) -> Tensor:
     """
     upright = is_upright(sample)
     height, width = image_size(sample.image, max_pixels=pixel_cap(sample), upright=upright)
-    return rasterise(sample.regions.get(cls, ()), height, width, upright, resize=resizes_masks(sample))
+    return rasterise(sample.regions.get(cls, ()), height, width, upright, **mask_options(sample))
 
 
 @dataclass(frozen=True)

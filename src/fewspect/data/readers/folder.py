@@ -68,6 +68,7 @@ class Options:
     columns: Sequence[str] | Mapping[str, str] | None
     separator: str | None
     product: str
+    max_pixels: int | None
 
 
 def read(
@@ -123,7 +124,8 @@ def read(
     if layout == "auto" and (own := generated(base)):
         layout, mask_type, class_names = "table", "index", own
     options = Options(
-        mask_type, mask_invert, mask_suffixes, class_names, recursive, table, columns, separator, name
+        *(mask_type, mask_invert, mask_suffixes, class_names),
+        *(recursive, table, columns, separator, name, max_pixels),
     )
     chosen = choose(detect(base, table), base) if layout == "auto" else layout
     if chosen == "mvtec":
@@ -179,9 +181,12 @@ def _confusing(names: Sequence[str]) -> list[Problem]:
     return found
 
 
-def _regions(mask: Path, cls: str, options: Options) -> tuple[dict[str, tuple[Region, ...]], list[Problem]]:
+def _regions(
+    image: Path, mask: Path, cls: str, options: Options
+) -> tuple[dict[str, tuple[Region, ...]] | None, list[Problem]]:
     if options.mask_type == "index":
-        return index_regions(mask, options.class_names, invert=options.invert)
+        names, cap = options.class_names, options.max_pixels
+        return index_regions(image, mask, names, invert=options.invert, max_pixels=cap)
     return {cls: (Region("file", mask, invert=options.invert),)}, []
 
 
@@ -192,7 +197,9 @@ def _sample(image: Path, mask: Path | None, label: str, options: Options) -> tup
     if mask is None or good:
         shown = [] if good else [label] if label else None
         return [(Sample(image, product=options.product), shown)], []
-    regions, problems = _regions(mask, cls, options)
+    regions, problems = _regions(image, mask, cls, options)
+    if regions is None:
+        return [(Sample(image, product=options.product), None)], problems
     known = label and options.mask_type == "binary"
     meta = {"label_from": "folder" if known else "mask"}
     return [(Sample(image, regions, product=options.product, meta=meta), list(regions))], problems
