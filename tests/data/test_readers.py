@@ -195,6 +195,91 @@ def test_tables(tmp_path):
     assert index.classes == ("class_3",)
 
 
+def table(root, *rows):
+    for name in "abcdef":
+        image(root / "d" / f"{name}.png")
+    (root / "index.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_a_row_without_split_does_not_undo_the_others(tmp_path):
+    rows = ["image,label,split", "d/a.png,x,Train", "d/b.png,good,validation", "d/c.png,x,", "d/d.png,x,TEST"]
+    index = folder.read(str(table(tmp_path, *rows)))
+    assert [s.split for s in index.samples] == ["train", "val", "", "test"]
+    with pytest.raises(UserError, match=r"c\.png: belongs to no split"):
+        index.refuse("strict")
+    assert index.refuse("skip").splits == {"test": 1, "train": 1, "val": 1}
+    assert set(folder.read(str(tmp_path), test_classes=["x"]).splits) == {"test", "train"}  # another split
+    table(tmp_path, "image,label,split", "d/a.png,x,lot7")
+    with pytest.raises(UserError, match=r"index\.csv: there is no split 'lot7'"):
+        folder.read(str(tmp_path))
+
+
+def test_rows_of_one_image_are_one_sample(tmp_path):
+    for name in ("m", "n"):
+        mask(tmp_path / f"{name}.png", rows=2)
+    drawn = ["d/a.png,m.png,x,g", "d/a.png,n.png,y,", "d/b.png,,good,", "d/c.png,,x,", "d/c.png,,y,"]
+    index = folder.read(str(table(tmp_path, "image,mask,label,group", *drawn)))
+    assert [(s.image.stem, sorted(s.regions), s.label) for s in index.samples] == [
+        ("a", ["x", "y"], 1),
+        ("b", [], 0),
+        ("c", [], 1),
+    ]
+    assert index.samples[0].group == "g" and [p.kind for p in index.problems] == ["several-labels"]
+    table(tmp_path, "image,label,split", "d/a.png,x,train", "d/a.png,y,test", "d/b.png,x,test")
+    with pytest.raises(UserError, match=r"a\.png: rows put it into train and test"):
+        folder.read(str(tmp_path)).refuse("strict")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("index.json", '[{"image": "d/a.png"}, {"mask": "d/a.png"}]', "a record without image"),
+        ("index.csv", 'image,label\nd/a.png,"x\n' + "d/b.png,y\n" * 20000, "cannot be cut into columns"),
+    ],
+)
+def test_broken_tables_end_in_two_lines(tmp_path, name, text, match):
+    table(tmp_path).joinpath("index.csv").unlink()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=match):
+        folder.read(str(tmp_path), layout="table")
+
+
+def test_readers_of_class_folds_refuse_other_words(tmp_path):
+    mvtec_tree(tmp_path / "nut")
+    for read in (mvtec.read, folder.read):
+        with pytest.raises(UserError, match="fold=all does not exist"):
+            read(str(tmp_path), fold="all")
+
+
+@pytest.mark.parametrize(("third", "splits"), [(None, {"test": 2, "train": 2}), ("Test", None)])
+def test_pairs_divided_by_folders(tmp_path, third, splits):
+    for side in filter(None, ("train", "val", third)):
+        for i in range(2):
+            image(tmp_path / "images" / side / f"{side}{i}.png")
+            mask(tmp_path / "masks" / side / f"{side}{i}.png", rows=i)
+    index = folder.read(str(tmp_path))
+    assert index.splits == (splits or {"test": 2, "train": 2, "val": 2}) and index.classes == ("defect",)
+    assert index.products == (tmp_path.name,) and [s.label for s in index.filter(split="train").samples] == [
+        0,
+        1,
+    ]
+    assert all(s.split in str(s.image).lower() or "/val/" in str(s.image) for s in index.samples)
+    assert [p.kind for p in index.problems] == ["val-is-test"] * (third is None)
+    with pytest.raises(UserError, match="no products"):
+        folder.read(str(tmp_path), layout="mvtec")
+
+
+def test_pairs_divided_by_folders_then_classes(tmp_path):
+    for side in ("train", "test"):
+        image(tmp_path / "images" / side / "good" / "0.png")
+        image(tmp_path / "images" / side / "dent" / "1.png")
+        mask(tmp_path / "masks" / side / "dent" / "1.png")
+    index = folder.read(str(tmp_path))
+    assert index.classes == ("dent",) and index.splits == {"test": 2, "train": 2} and not index.problems
+    assert counts(index, "test") == {"dent": 1} and set(index.normals("train")) == {tmp_path.name}
+
+
 def test_no_path_leaves_the_root(tmp_path):
     inside = tmp_path / "root"
     image(inside / "x" / "a.png")

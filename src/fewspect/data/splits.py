@@ -20,7 +20,7 @@ def fold_classes(classes: Sequence[str], fold: int, folds: int) -> tuple[str, ..
     Raises:
         UserError: No such fold, or more folds than classes.
     """
-    if not 0 <= fold < folds:
+    if not isinstance(fold, int) or not 0 <= fold < folds:  # "all" and the like are for other readers
         known = f"Choose 0 to {folds - 1} (data.reader.folds={folds})."
         raise UserError(f"data.fold={fold} does not exist", known)
     if folds < 2 or folds > len(classes):

@@ -14,6 +14,8 @@ from fewspect.data.listing import IMAGE_ENDINGS, hidden, require_folder, subfold
 from fewspect.data.problems import Problem
 from fewspect.data.readers.source import (
     GOOD_NAMES,
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
     SUFFIXES,
     choose_categories,
     finish,
@@ -65,6 +67,11 @@ def read(
     if not chosen:
         raise UserError(
             f"{base}: no folder with train/ and test/ inside", "Set data.root to an MVTec-like tree."
+        )
+    if all({n.lower() for n in chosen} & {*kind} for kind in (IMAGE_FOLDERS, MASK_FOLDERS)):
+        raise UserError(
+            f"{base}: {', '.join(chosen)} hold images and their masks, they are no products",
+            "Use data=folder (layout pairs).",
         )
     rows: Rows = []
     problems: list[Problem] = []

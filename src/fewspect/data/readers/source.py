@@ -23,6 +23,13 @@ SUFFIXES = ("", "_mask", "_gt", "_label", "-mask", "_seg")
 GOOD_NAMES = frozenset({"good", "ok", "normal", "no_defect", "defect_free", "defect-free", "free"})
 """Folder names and labels (lower case) that mean: no defect."""
 
+IMAGE_FOLDERS = ("image", "images", "imgs", "img")
+MASK_FOLDERS = ("mask", "masks", "annotations", "labels", "label", "ground_truth", "true_label")
+
+SIDES = {name: name for name in ("train", "val", "test", "support", "query")}
+SIDES |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+"""Words (lower case) for the splits in tables and folder names."""
+
 TASKS_WITH_MASKS = frozenset({"segment", "classify", "detect", "reconstruct"})
 TASKS_WITH_LABELS = frozenset({"classify", "detect", "reconstruct"})
 TASKS_OF_GOOD_IMAGES = frozenset({"detect", "reconstruct"})
