@@ -103,6 +103,11 @@ def mask_options(sample: Sample) -> MaskOptions:
     return {"resize": bool(sample.meta.get("resize_masks", False)), "max_pixels": pixel_cap(sample)}
 
 
+def pixel_options(sample: Sample) -> tuple[int | None, bool]:
+    """What changes the pixels of a sample beside its files: part of the name of every cache of features."""
+    return white_level(sample), mask_options(sample)["resize"]
+
+
 def decode_problems(sample: Sample) -> list[Problem]:
     """Decode image and masks fully: what only shows in the pixels, and how things were read."""
     path, found = str(sample.image), []
