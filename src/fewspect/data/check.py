@@ -1,5 +1,6 @@
 """``mode=check``: explain a data folder before a run, every finding by name, as text and as JSON values."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,13 @@ def report(root: str, read: Reader = folder.read, **options: Any) -> dict[str, A
     Raises:
         UserError: ``root`` is missing, a file, or an empty folder.
     """
+    return _look(root, read, options)[0]
+
+
+def _look(root: str, read: Reader, options: dict[str, Any]) -> tuple[dict[str, Any], Index | None]:
+    """The report, and the index if the folder could be read."""
+    if inspect.signature(read).parameters["root"].default is not inspect.Parameter.empty:
+        read(root, **options)  # it needs no folder: it writes its data where there are none (the toy factory)
     base = require_folder(root)
     if not any(base.iterdir()):
         raise UserError(
@@ -46,9 +54,10 @@ def report(root: str, read: Reader = folder.read, **options: Any) -> dict[str, A
         index = read(root, **options)
     except UserError as error:
         failed = [Problem(str(base), "reader", error.message.removeprefix(f"{base}: "))]
-        return {**result, **_nothing(), "problems": _plain(failed + _loose(base)), "hints": [error.hint]}
+        found = {**_nothing(), "problems": _plain(failed + _loose(base)), "hints": [error.hint]}
+        return result | found, None
     problems = index.check(decode=True)
-    return {**result, **_measured(index), "problems": _plain(problems), "hints": _hints(problems)}
+    return result | _measured(index) | {"problems": _plain(problems), "hints": _hints(problems)}, index
 
 
 def explain(root: str, read: Reader = folder.read, **options: Any) -> "Group":  # noqa: ANN401 - reader's own
@@ -60,10 +69,10 @@ def explain(root: str, read: Reader = folder.read, **options: Any) -> "Group":  
     from rich.console import Group  # noqa: PLC0415 - only needed here
     from rich.text import Text  # noqa: PLC0415
 
-    found = report(root, read, **options)
+    found, index = _look(root, read, options)
     parts: list[Any] = [Text(line) for line in lines(found)]
-    if found["counts"]:
-        parts.insert(1, read(root, **options).describe())
+    if index is not None:
+        parts.insert(1, index.describe())
     return Group(*parts)
 
 

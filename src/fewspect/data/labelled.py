@@ -258,7 +258,7 @@ def chosen(index: Index, split: str, shot: int | None, normal_shot: int, seed: i
     if shot is not None and not pools:
         pools = index.by_class()
     for (product, name), pool in pools.items():
-        own = [s for s in pool if next(iter(s.regions)) == name]
+        own = [s for s in pool if _first(index, s) == name]
         kept += _some(own, shot, seed, f"labelled/{split}/{product}/{name}")
     without = [s for s in index.samples if s.split == split and s.label > 0 and not s.regions]
     kept += without  # the data set refuses them by name
@@ -267,6 +267,12 @@ def chosen(index: Index, split: str, shot: int | None, normal_shot: int, seed: i
         if product in products or not products:
             kept += _some(pool, normal_shot, seed, f"labelled/{split}/{product}")
     return kept
+
+
+def _first(index: Index, sample: Sample) -> str:
+    """The first class whose mask in this sample is not empty; ``by_class`` gives none without."""
+    area = index.facts(sample).area
+    return next(name for name in sample.regions if area.get(name))
 
 
 def _some(pool: Sequence[Sample], number: int | None, seed: int, stream: str) -> list[Sample]:
