@@ -57,6 +57,15 @@ def read_rows(path: Path, columns: Columns = None, separator: str | None = None)
     return [_required(row, path, lines) for row in rows]
 
 
+def read_cells(path: Path, separator: str | None = None) -> list[list[str]]:
+    """Cells of a text table, the header's first; see ``read_rows``.
+
+    Raises:
+        UserError: Unreadable.
+    """
+    return _cells(path, _lines(path), separator)
+
+
 def _lines(path: Path) -> list[str]:
     """Non-empty lines of a UTF-8 (or, failing that, Windows-1252) text file."""
     try:
