@@ -35,14 +35,12 @@ class Facts:
     Attributes:
         height: Of the image as it is used, in pixels.
         width: Likewise.
-        upright: False when the masks only fit the image without its EXIF rotation.
         area: Pixels per class; classes whose mask cannot be used are absent.
         problems: What is wrong with the files.
     """
 
     height: int = 0
     width: int = 0
-    upright: bool = True
     area: dict[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -58,7 +56,7 @@ def look(sample: Sample) -> Facts:
         upright = is_upright(sample)
         height, width = image_size(sample.image, max_pixels=pixel_cap(sample), upright=upright)
         if complaint := _cut_short(sample):
-            return Facts(height, width, upright, problems=(Problem(path, "unreadable", complaint),))
+            return Facts(height, width, problems=(Problem(path, "unreadable", complaint),))
     except UserError as error:
         return Facts(problems=(Problem(path, "unreadable", _plain(error, path)),))
     problems = []
@@ -74,7 +72,7 @@ def look(sample: Sample) -> Facts:
             area[cls] = int(mask.sum())
         except UserError as error:
             problems.append(Problem(path, _mask_kind(error), error.message))
-    return Facts(height, width, upright, area, (*problems, *_judge(sample, area, height * width)))
+    return Facts(height, width, area, (*problems, *_judge(sample, area, height * width)))
 
 
 def is_upright(sample: Sample) -> bool:

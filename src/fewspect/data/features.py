@@ -75,12 +75,6 @@ class FeatureSet:
         return len(self.label)
 
     @property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits that stand for ``config``."""
-        text = json.dumps(self.config, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
     def counts(self) -> dict[str, int]:
         """Number of items per class, in class order."""
         found = torch.bincount(self.label[self.label >= 0], minlength=len(self.classes))
@@ -167,7 +161,7 @@ def write(path: Path | str, made: FeatureSet) -> None:
     path = Path(path)
     tensors = {"features": made.feature, "labels": made.label, "text": made.text, "thumbs": made.thumb}
     header = {"format": FORMAT, "classes": json.dumps(made.classes), "product": made.product}
-    header |= {"config": json.dumps(made.config, sort_keys=True, default=str), "digest": made.digest}
+    header["config"] = json.dumps(made.config, sort_keys=True, default=str)
     header |= {k: json.dumps(getattr(made, k)) for k in LISTS if getattr(made, k)}
     kept = {k: v.contiguous() for k, v in tensors.items() if v is not None}
     header["content"] = _content(kept)

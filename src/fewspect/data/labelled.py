@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewspect.data.crops import Change
-from fewspect.data.episodes import shuffled, spread
+from fewspect.data.episodes import position
 from fewspect.data.extra import Extra
 from fewspect.data.index import Index, load_image, load_mask
 from fewspect.data.plain import asked
-from fewspect.data.problems import Problem
 from fewspect.data.splits import asked_and_support
 from fewspect.draws import rng
 from fewspect.errors import UserError
@@ -75,7 +74,6 @@ class LabelledDataset(Dataset[Episode]):
         self.samples, self.classes, self.side = tuple(samples), tuple(classes), side
         self.name, self.train, self.seed = name, train, seed
         self.change = augment if train else None
-        self.problems: list[Problem] = []
         self._length = length or len(self.samples)
         self._kept: dict[int, Pixels] = {}
         self._room = KEPT_BYTES if train else 0
@@ -91,13 +89,12 @@ class LabelledDataset(Dataset[Episode]):
     def __getitem__(self, item: int) -> Episode:
         epoch, i = divmod(int(item), self._length)
         number, stream = len(self.samples), f"labelled/{self.name}"
-        if not self.train:
-            if epoch:
-                raise IndexError(item)
-            at = spread(i, self._length, number)
-            return self._item(at, i, *self._pixels(at))
-        at = shuffled(self.seed, stream, epoch, i, number)
+        if not self.train and epoch:
+            raise IndexError(item)
+        at = position(epoch, i, self._length, number, (self.seed, stream) if self.train else None)
         image, mask = self._pixels(at)
+        if not self.train:
+            return self._item(at, i, image, mask)
         if self.change is not None:
             image, mask = self.change(image, mask, rng(self.seed, f"augment/{stream}", epoch, i))
         return self._item(at, int(item), image, mask)

@@ -48,7 +48,7 @@ class DataModule(pl.LightningDataModule):
     ``protocol=features``: few-shot classification of features, from two feature files or of the instances of
     the data set, which ``backbone`` sees in several views.
     ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
-    texts; ``shot=0`` leaves the texts alone.
+    texts; ``shot=0`` leaves the texts alone (but for the seen classes of ``ways.generalised``).
     ``protocol=labelled``: images with class labels per pixel, for generators and supervised segmenters; with
     ``shot`` so many images per product and class learn and all others are asked.
 
