@@ -101,11 +101,11 @@ def _fitted(region: Region, mask: Bools, size: tuple[int, int], resize: bool) ->
     swapped = mask.shape == (width, height)
     if resize and not swapped:
         return _resized(mask, height, width)
-    size = f"mask is {mask.shape[0]} x {mask.shape[1]}, its image {height} x {width} (height x width)"
+    sizes = f"mask is {mask.shape[0]} x {mask.shape[1]}, its image {height} x {width} (height x width)"
     if swapped:
-        raise UserError(f"{region.path}: {size} (height and width are swapped)", "Turn the mask.")
+        raise UserError(f"{region.path}: {sizes} (height and width are swapped)", "Turn the mask.")
     hint = "Save the mask at the size of its image, or set data.reader.resize_masks=true."
-    raise UserError(f"{region.path}: {size}", hint)
+    raise UserError(f"{region.path}: {sizes}", hint)
 
 
 def _resized(mask: Bools, height: int, width: int) -> Bools:

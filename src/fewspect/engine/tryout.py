@@ -53,7 +53,7 @@ def one_batch(tree: dict[str, Any]) -> None:
     if method.fit_kind == "gradient":
         losses = method.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
-        print("losses  " + "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items()))
+        print("losses  " + "  ".join(f"{name} {value.item():.4f}" for name, value in losses.items()))
     if method.task != "generate":  # it is asked by its mode, about nothing
         one_answer(data, method)
     print(f"memory  {peak_memory()['rss']} MiB at most")
