@@ -112,6 +112,12 @@ def test_programs_and_foreign_names_are_refused(tmp_path):
         Clip("clip_vitb32", side=224, size=SMALL)
 
 
+@pytest.mark.parametrize(("build", "name"), [(Clip, "clip_vitb32"), (AlphaClip, "alphaclip_vitl14")])
+def test_another_side_is_refused_since_positions_are_not_interpolated(build, name):
+    with pytest.raises(UserError, match="takes 28 x 28 pixels, not 42 x 42"):
+        build(name, size=SMALL)(torch.rand(1, 3, 42, 42))
+
+
 def test_the_mask_counts_and_its_absence_means_everything():
     model = AlphaClip("alphaclip_vitl14", size=SMALL)
     image = torch.rand(2, 3, 28, 28, generator=torch.manual_seed(0))

@@ -155,11 +155,22 @@ def test_wrong_checkpoint_lists_what_does_not_fit(tmp_path):
     assert str(tmp_path / "w.pth") in text
 
 
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg4"])
+def test_the_file_of_another_size_is_refused_by_name(tmp_path, name):
+    state = {"mask_token": torch.zeros(1, 768), "register_tokens": torch.zeros(1, 4, 768)}
+    torch.save(state, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"mask_token \(1, 768\) instead of \(1, 384\)"):
+        Dino(name, [0], str(tmp_path / "b.pth"), side=28)
+
+
 def test_missing_file_says_where_to_put_it_and_what_else_works(tmp_path):
     with pytest.raises(UserError) as error:
         Dino("dinov2_vits14", [0], str(tmp_path / "none.pth"), side=28)
     for part in ("none.pth", "dinov2_vits14_pretrain.pth", "weights=none", "weights=hub"):
         assert part in str(error.value)
+    with pytest.raises(UserError) as error:
+        weights.fetch(tmp_path / "none.pth", "clip_vitb32")
+    assert "weights=none" in str(error.value) and "weights=hub" not in str(error.value)
 
 
 class Evil:

@@ -6,8 +6,11 @@ from PIL import Image
 from rich.console import Console
 
 from fewspect.data.check import explain, lines, report
-from fewspect.data.readers import magnetic_tile
+from fewspect.data.readers import folder, magnetic_tile
+from fewspect.engine import tryout
 from fewspect.errors import UserError
+
+SMALL = {"side": 32, "products": ["wood"], "defects": ["hole", "stain"], "good": 2, "folds": 2}
 
 
 def write(path, array):
@@ -48,6 +51,38 @@ def test_clear_errors(tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         explain(str(tmp_path / "f"))
+
+
+def test_the_toy_factory_is_written_before_it_is_looked_at(tmp_path, capsys):
+    node = {"reader": {"_target_": "fewspect.data.readers.toy.read", "_partial_": True, **SMALL}}
+    tryout.explain(node | {"root": str(tmp_path / "toy"), "fold": 1})
+    assert "stain" in capsys.readouterr().out and any((tmp_path / "toy").iterdir())
+
+
+def test_features_from_files_have_no_folder(capsys):
+    tryout.explain({"reader": None, "protocol": "features"})
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["category", "object"])
+def test_the_product_asked_for_is_the_one_looked_at(tmp_path, capsys, word):
+    for name in ("nut", "bolt"):
+        write(tmp_path / name / "train" / "good" / "0.png", np.full((20, 30), 40, np.uint8))
+    node = {"reader": {"_target_": "fewspect.data.readers.mvtec.read", "_partial_": True}}
+    tryout.explain(node | {"root": str(tmp_path), word: "nut"})
+    assert "1 images, 1 products" in capsys.readouterr().out
+
+
+def test_a_folder_is_read_once(tmp_path):
+    write(tmp_path / "images" / "0.png", np.full((20, 30), 40, np.uint8))
+    calls = []
+
+    def read(root):
+        calls.append(root)
+        return folder.read(root, layout="flat", recursive=True)
+
+    explain(str(tmp_path), read)
+    assert len(calls) == 1
 
 
 def test_real_folders(shared_data, capsys):

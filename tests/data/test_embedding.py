@@ -1,5 +1,7 @@
 """Features of whole images: every row belongs to its image, and a cache to what it was made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,12 @@ def test_gccs_fault_8_a_cache_belongs_to_what_it_was_made_of(index, tmp_path):
     assert torch.equal(first.feature, again.feature)
     fewer = index.with_samples(index.samples[:5])
     assert len(embedded(fewer, backbone, side=SIDE, cache=cache).feature) == 5
+    renamed = replace(index, classes=("dent", "pit"))
+    assert embedded(renamed, backbone, side=SIDE, cache=cache).classes == ("dent", "pit")
+    whiter = index.with_samples(replace(s, meta={"white_level": 100}) for s in index.samples)
+    asked = backbone.asked
+    embedded(whiter, backbone, side=SIDE, cache=cache)
+    assert backbone.asked == asked + 7
     relabelled = index.with_samples([*index.samples[:6], Sample(index.samples[6].image, label=2)])
     assert embedded(relabelled, backbone, side=SIDE, cache=cache).label.tolist() == [0, 1, 0, 1, 0, 1, 1]
     other = embedded(index, Colours(2.0), side=SIDE, cache=cache).feature

@@ -1,6 +1,5 @@
 """Episodes: pure functions of (seed, epoch, i); no query supports itself; nothing is dropped in silence."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,11 +92,10 @@ def test_evaluation_lists(index):
     number = len(make(index, "test"))
     assert number == 2 * 1 * 4
     repeated = make(index, "test", repeats=3)
-    plan = repeated.plan()
-    assert len(plan) == 3 * number
-    assert len({(str(p["query"])) for p in plan}) == number
-    few = make(index, "test", episodes=4).plan()
-    assert [p["query"] for p in few] == [p["query"] for p in plan[:number:2]]
+    asked = [repeated.roles(i).paths[0] for i in range(len(repeated))]
+    assert len(asked) == 3 * number and len(set(asked)) == number
+    few = make(index, "test", episodes=4)
+    assert [few.roles(i).paths[0] for i in range(len(few))] == asked[:number:2]
     with pytest.raises(IndexError):
         make(index, "test")[number]
 
@@ -185,13 +183,6 @@ def test_support_folder(tmp_path):
     table = class_entries(blind, "query", "support", 1, 0)
     for e in EpisodeDataset(table, "predict", Recipe(), Cropper(SIDE, SIDE, 1), train=False):
         assert (e.query_mask == IGNORE).all() and e.query_label.tolist() == [-1]
-
-
-def test_plan_is_dumped(index, tmp_path):
-    episodes = make(index, "test")
-    episodes.dump(tmp_path / "plan.json")
-    assert json.loads((tmp_path / "plan.json").read_text()) == episodes.plan()
-    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_index_is_not_needed_by_items(index):

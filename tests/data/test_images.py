@@ -1,9 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fewspect.data.images import decode_image, image_size, list_images, read_image
+from fewspect.data.images import decode_image, image_size, list_images, opened, read_image
 from fewspect.data.listing import scan
 from fewspect.errors import UserError
 
@@ -40,6 +42,23 @@ def test_every_exif_orientation_is_applied_once(tmp_path, value, ending):
     image = read_image(path)
     assert image.shape == (3, 16, 40)
     assert (image[0].int() - torch.from_numpy(upright).int()).abs().max() <= 8
+
+
+def test_pillows_own_limit_has_no_say_and_stays_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(grey()).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of 600 pixels
+    filters = list(warnings.filters)
+    first, second = opened(path, 600), opened(path, 600)  # as two threads enter and leave them
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first.__enter__()
+        assert second.__enter__().size == (30, 20)
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS == 100 and warnings.filters == filters and not caught
+    with pytest.raises(UserError, match="600 pixels, above the limit of 599"):
+        image_size(path, max_pixels=599)
 
 
 def test_sixteen_bit_is_scaled_and_the_white_level_is_used(tmp_path):

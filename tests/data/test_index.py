@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,7 +91,13 @@ def test_check_collects_everything(index, tmp_path):
     assert all(name in str(caught.value) for name in ("absent.png", "odd.png", "cut.png"))
     left = whole.refuse("skip")
     assert len(left) == 6 and left.problems[-1].detail == "5 of 11 images skipped"
-    assert index.refuse("strict") is index
+    kinds = {p.kind for p in left.problems}
+    assert kinds == {"empty-mask", "full-mask", "unreadable", "too-small", "wrong-size", "bad-mask"} | {
+        "duplicate",
+        "skipped",
+    }
+    kept = index.refuse("strict")
+    assert kept.samples == index.samples and [p.kind for p in kept.problems] == ["empty-mask", "full-mask"]
 
 
 def test_strict_lists_ten(tmp_path):
@@ -151,6 +158,9 @@ def test_hold_out_moves_classes_and_drops_shared_groups():
     index = hold_out(index.with_samples([*index.samples, shared, both]), ["a"])
     test = [s for s in index.samples if s.split == "test"]
     assert {c for s in test for c in s.regions} == {"a"}
+    assert {index.classes[s.label - 1] for s in test if s.label} == {"a"}
+    other = hold_out(labels_only(["a", "b"]).with_samples([both, replace(both, label=0)]), ["b"])
+    assert [(s.label, sorted(s.regions)) for s in other.samples] == [(2, ["b"]), (0, ["b"])]
     assert all("a" not in s.regions for s in index.samples if s.split == "train")
     assert "x.png" not in {s.image for s in index.samples} and index.problems[-1].kind == "shared-group"
     assert {s.split for s in index.samples if s.label == 0} == {"train", "test"}

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,6 +191,11 @@ def test_the_bank_computes_once_and_notices_changes(tmp_path, monkeypatch):
     other = tiny_bank(tmp_path / "cache", sizes=(20, 48)).get(found, index.classes, "bottle")
     assert not torch.equal(other.feature, changed.feature)
     assert len(list((tmp_path / "cache").iterdir())) == 3
+    grouped = [replace(i, sample=replace(i.sample, group="one tile")) for i in found]
+    assert set(tiny_bank(tmp_path / "cache").get(grouped, index.classes, "").groups) == {"one tile"}
+    white = [replace(i, sample=replace(i.sample, meta={"white_level": 100})) for i in found]
+    tiny_bank(tmp_path / "cache").get(white, index.classes, "")
+    assert len(list((tmp_path / "cache").iterdir())) == 5
 
 
 def test_batches_do_not_change_the_features(tmp_path):

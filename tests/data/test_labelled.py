@@ -12,11 +12,11 @@ from PIL import Image
 
 from fewspect.data.extra import Extra, content
 from fewspect.data.index import Index
-from fewspect.data.labelled import Labelled, LabelledDataset
+from fewspect.data.labelled import Labelled, LabelledDataset, chosen
 from fewspect.data.module import DataModule
 from fewspect.data.readers.toy import read
 from fewspect.errors import UserError
-from fewspect.types import IGNORE, Episode
+from fewspect.types import IGNORE, Episode, Region, Sample
 
 SIDE = 32
 
@@ -50,6 +50,14 @@ def epochs(module, number=2):
 def flipped(image, mask, r):
     r.random()
     return image.flip(-1), mask.flip(-1)
+
+
+def test_an_image_counts_for_the_first_class_that_it_shows(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "empty.png")
+    Image.new("L", (9, 9), 255).save(tmp_path / "full.png")
+    regions = {n: (Region("file", tmp_path / f"{p}.png"),) for n, p in (("a", "empty"), ("b", "full"))}
+    sample = Sample(tmp_path / "full.png", regions, 1, "p", "train")
+    assert chosen(Index((sample,), ("a", "b")), "train", None, 0, 0) == [sample]
 
 
 def test_items_are_a_function_of_seed_epoch_and_index(reader):

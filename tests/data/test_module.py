@@ -3,19 +3,22 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from fewspect.data.index import Index
 from fewspect.data.module import DataModule, with_val
-from fewspect.data.readers import folder
+from fewspect.data.readers import folder, mvtec
 from fewspect.data.readers.toy import read
 from fewspect.data.sharding import ResumableSampler, ShardSampler
 from fewspect.data.toy import write
 from fewspect.errors import UserError
-from fewspect.types import Episode
+from fewspect.types import Episode, Sample
 
 SIDE = 32
 CONF = Path(__file__).parents[2] / "conf" / "data"
@@ -143,6 +146,38 @@ def test_validation_split_by_group(reader):
     split = with_val(merged)
     assert 0 < split.splits["val"] < split.splits["train"]
     assert split.samples == with_val(merged).samples
+
+
+def test_validation_leaves_something_of_everything_to_learn_from():
+    few = [Sample(Path(f"{p}{c}.png"), label=c, product=p, split="train") for p in "abcdefgh" for c in (0, 1)]
+    many = [Sample(Path(f"{i}.png"), label=0, product="z", split="train") for i in range(50)]
+    for seed in range(20):
+        split = with_val(Index((*few, *many)), seed)
+        left = {(s.product, s.label) for s in split.samples if s.split == "train"}
+        assert left == {(s.product, s.label) for s in (*few, *many)}
+        held = {s.image for s in split.samples if s.split == "val"}  # what was never short is as it was
+        alone = with_val(Index(tuple(many)), seed)
+        assert held == {s.image for s in alone.samples if s.split == "val"} and held
+
+
+def test_what_is_wrong_with_the_data_is_said_once(reader, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert not make(reader).index.problems and not caplog.messages
+    for name in ("good/0", "bad/0", "bad/1", "bad/2"):
+        (tmp_path / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(caplog.messages)).integers(0, 255, (9, 9), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "test" / f"{name}.png")
+    (tmp_path / "ground_truth").mkdir()
+    for _ in range(2):
+        assert len(make(mvtec.read, root=str(tmp_path)).index) == 4
+    said = [m for m in caplog.messages if "missing-mask" in m]
+    assert len(said) == 1 and "0.png" in said[0] and "and 2 more" in said[0]
+
+
+@pytest.mark.parametrize("option", ["fold", "category"])
+def test_options_that_a_data_set_does_not_have_are_refused(option):
+    with pytest.raises(UserError, match=f"{option}=2: this data set"):
+        make(lambda root: Index(()), root="x", **{option: 2})
 
 
 def test_validation_falls_back_to_training(reader, caplog):

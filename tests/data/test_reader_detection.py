@@ -132,8 +132,7 @@ def test_visa_tables_and_folders_that_disagree(fresh):
     assert kinds(index) == {"unlisted-image": 1, "missing-image": 1}
     texts = [str(p) for p in index.problems]
     assert any(gone[3].rsplit("/")[-1] in t for t in texts) and any("lost.jpg" in t for t in texts)
-    (left_out,) = (s for s in index.samples if not s.split)
-    assert str(left_out.image).endswith(gone[3])
+    assert len(index) == 23 and not any(str(s.image).endswith(gone[3]) for s in index.samples)
 
 
 def test_visa_paths_in_tables_lead_nowhere(fresh, tmp_path):
@@ -183,6 +182,30 @@ def test_flat_test_folder_holds_new_parts(tmp_path):
     index = mvtec.read(str(tmp_path))
     assert [(s.label, s.split) for s in index.samples] == [(0, "train"), (-1, "query")]
     assert index.tasks == {"detect", "reconstruct"}
+
+
+def test_masks_belong_to_the_test_image_of_their_name(tmp_path):
+    for path in ("train/good/0", "train/cut/0", "train/cut/1", "test/cut/0"):
+        picture(tmp_path / f"{path}.png")
+    for stem in "01":
+        picture(tmp_path / "ground_truth" / "cut" / f"{stem}_mask.png")
+    index = mvtec.read(str(tmp_path))
+    found = {
+        (s.split, s.label, s.image.stem): [r.path.stem for r in s.regions.get("cut", ())]
+        for s in index.samples
+    }
+    assert found["train", 1, "0"] == [] and found["train", 1, "1"] == ["1_mask"]
+    assert found["test", 1, "0"] == ["0_mask"]
+    assert "shared-mask" in {p.kind for p in index.problems}
+
+
+def test_the_group_table_may_be_windows_1252(tmp_path):
+    picture(tmp_path / "MT_Hole" / "Imgs" / "tür.jpg")
+    text = "class,stem,tile_group\nMT_Hole,tür,7\n"
+    (tmp_path / "magnetic_tile_groups.csv").write_bytes(text.encode("cp1252"))
+    assert [s.group for s in magnetic_tile.read(str(tmp_path)).samples] == ["7"]
+    with pytest.raises(UserError, match=r"nope\.csv(?s:.*)data\.reader\.groups"):
+        magnetic_tile.read(str(tmp_path), groups="nope.csv")
 
 
 @pytest.mark.parametrize("place", [".", "good", "train", "train/good"])

@@ -105,6 +105,46 @@ def test_index_masks_and_class_folds(tmp_path):
     assert {p.kind for p in short.problems} == {"unknown-class"}
 
 
+def test_an_index_mask_that_cannot_be_used_makes_no_good_image(tmp_path):
+    for i, value in enumerate((1, 7, 0, 1)):
+        image(tmp_path / "images" / f"{i}.png")
+        mask(tmp_path / "masks" / f"{i}.png", value=value)
+    broken = tmp_path / "masks" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:30])
+    index = folder.read(str(tmp_path), mask_type="index", class_names=["x"])
+    assert [(s.label, len(s.regions)) for s in index.samples] == [(-1, 0), (-1, 0), (0, 0), (1, 1)]
+    assert [(p.kind, p.path) for p in index.problems] == [
+        ("bad-mask", str(tmp_path / "images" / "0.png")),
+        ("unknown-class", str(tmp_path / "images" / "1.png")),
+    ]
+    assert [s.image.name for s in index.refuse("skip").samples] == ["2.png", "3.png"]
+
+
+def test_do_not_care_is_said_to_be_background(tmp_path):
+    image(tmp_path / "images" / "0.png")
+    array = np.ones((16, 20), np.uint8)
+    array[8:] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(array).save(tmp_path / "masks" / "0.png")
+    index = folder.read(str(tmp_path), mask_type="index")
+    assert [(p.kind, "counted as background" in p.detail) for p in index.problems] == [("void", True)]
+    assert index.facts(index.samples[0]).area == {"class_1": 8 * 20}
+
+
+def test_the_pixel_cap_reaches_masks_and_coco_images(tmp_path):
+    for i in range(2):
+        image(tmp_path / "own" / "images" / f"{i}.png")
+        mask(tmp_path / "own" / "masks" / f"{i}.png", size=(32, 40))
+    coco_object(tmp_path / "vision", "Other")
+    for mask_type in ("binary", "index"):
+        options = {"mask_type": mask_type, "resize_masks": True, "max_pixels": 16 * 20}
+        found = folder.read(str(tmp_path / "own"), **options).check()
+        errors = {p.path: p.detail for p in found if p.level == "error"}
+        assert len(errors) == 2 and all("1280 pixels" in text for text in errors.values())
+    with pytest.raises(UserError, match=r"no images found.*320 pixels"):
+        vision.read(str(tmp_path / "vision"), test_objects=["Other"], max_pixels=100)
+
+
 def test_class_folders(tmp_path):
     for cls in ("good", "a b", "c"):
         for i in range(4):
@@ -153,6 +193,91 @@ def test_tables(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps([{"image": "d/a.png", "label": 3}]))
     index = folder.read(str(tmp_path), layout="table", table="list.json")
     assert index.classes == ("class_3",)
+
+
+def table(root, *rows):
+    for name in "abcdef":
+        image(root / "d" / f"{name}.png")
+    (root / "index.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_a_row_without_split_does_not_undo_the_others(tmp_path):
+    rows = ["image,label,split", "d/a.png,x,Train", "d/b.png,good,validation", "d/c.png,x,", "d/d.png,x,TEST"]
+    index = folder.read(str(table(tmp_path, *rows)))
+    assert [s.split for s in index.samples] == ["train", "val", "", "test"]
+    with pytest.raises(UserError, match=r"c\.png: belongs to no split"):
+        index.refuse("strict")
+    assert index.refuse("skip").splits == {"test": 1, "train": 1, "val": 1}
+    assert set(folder.read(str(tmp_path), test_classes=["x"]).splits) == {"test", "train"}  # another split
+    table(tmp_path, "image,label,split", "d/a.png,x,lot7")
+    with pytest.raises(UserError, match=r"index\.csv: there is no split 'lot7'"):
+        folder.read(str(tmp_path))
+
+
+def test_rows_of_one_image_are_one_sample(tmp_path):
+    for name in ("m", "n"):
+        mask(tmp_path / f"{name}.png", rows=2)
+    drawn = ["d/a.png,m.png,x,g", "d/a.png,n.png,y,", "d/b.png,,good,", "d/c.png,,x,", "d/c.png,,y,"]
+    index = folder.read(str(table(tmp_path, "image,mask,label,group", *drawn)))
+    assert [(s.image.stem, sorted(s.regions), s.label) for s in index.samples] == [
+        ("a", ["x", "y"], 1),
+        ("b", [], 0),
+        ("c", [], 1),
+    ]
+    assert index.samples[0].group == "g" and [p.kind for p in index.problems] == ["several-labels"]
+    table(tmp_path, "image,label,split", "d/a.png,x,train", "d/a.png,y,test", "d/b.png,x,test")
+    with pytest.raises(UserError, match=r"a\.png: rows put it into train and test"):
+        folder.read(str(tmp_path)).refuse("strict")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("index.json", '[{"image": "d/a.png"}, {"mask": "d/a.png"}]', "a record without image"),
+        ("index.csv", 'image,label\nd/a.png,"x\n' + "d/b.png,y\n" * 20000, "cannot be cut into columns"),
+    ],
+)
+def test_broken_tables_end_in_two_lines(tmp_path, name, text, match):
+    table(tmp_path).joinpath("index.csv").unlink()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=match):
+        folder.read(str(tmp_path), layout="table")
+
+
+def test_readers_of_class_folds_refuse_other_words(tmp_path):
+    mvtec_tree(tmp_path / "nut")
+    for read in (mvtec.read, folder.read):
+        with pytest.raises(UserError, match="fold=all does not exist"):
+            read(str(tmp_path), fold="all")
+
+
+@pytest.mark.parametrize(("third", "splits"), [(None, {"test": 2, "train": 2}), ("Test", None)])
+def test_pairs_divided_by_folders(tmp_path, third, splits):
+    for side in filter(None, ("train", "val", third)):
+        for i in range(2):
+            image(tmp_path / "images" / side / f"{side}{i}.png")
+            mask(tmp_path / "masks" / side / f"{side}{i}.png", rows=i)
+    index = folder.read(str(tmp_path))
+    assert index.splits == (splits or {"test": 2, "train": 2, "val": 2}) and index.classes == ("defect",)
+    assert index.products == (tmp_path.name,) and [s.label for s in index.filter(split="train").samples] == [
+        0,
+        1,
+    ]
+    assert all(s.split in str(s.image).lower() or "/val/" in str(s.image) for s in index.samples)
+    assert [p.kind for p in index.problems] == ["val-is-test"] * (third is None)
+    with pytest.raises(UserError, match="no products"):
+        folder.read(str(tmp_path), layout="mvtec")
+
+
+def test_pairs_divided_by_folders_then_classes(tmp_path):
+    for side in ("train", "test"):
+        image(tmp_path / "images" / side / "good" / "0.png")
+        image(tmp_path / "images" / side / "dent" / "1.png")
+        mask(tmp_path / "masks" / side / "dent" / "1.png")
+    index = folder.read(str(tmp_path))
+    assert index.classes == ("dent",) and index.splits == {"test": 2, "train": 2} and not index.problems
+    assert counts(index, "test") == {"dent": 1} and set(index.normals("train")) == {tmp_path.name}
 
 
 def test_no_path_leaves_the_root(tmp_path):
@@ -217,6 +342,36 @@ def test_vision(tmp_path):
         vision.read(str(tmp_path), test_objects=["Nope"])
     with pytest.raises(UserError, match="fold=7"):
         vision.read(str(tmp_path), fold=7)
+    with pytest.raises(UserError, match=r"group_pattern=\*x"):
+        vision.read(str(tmp_path), group_pattern="*x")
+
+
+def annotated(root, name, note):
+    """An object of three images, one of them with this note, one with a polygon."""
+    coco_object(root, name, 3)
+    path = root / name / "train" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1] = {"id": 1, "image_id": 11, "category_id": 4} | note
+    path.write_text(json.dumps(content))
+    return vision.read(str(root), test_objects=[name])
+
+
+def test_annotations_without_a_usable_region_make_no_good_image(tmp_path):
+    index = annotated(tmp_path, "Other", {"bbox": [3, 3, 5, 5]})
+    assert [(s.label, len(s.regions)) for s in index.samples] == [(1, 1), (-1, 0), (0, 0)]
+    assert [s.image.name for s in index.normals()["Other"]] == ["2.png"]
+
+
+def test_run_lengths_of_another_size_are_reported(tmp_path):
+    code = {"size": [20, 16], "counts": [100, 10, 16 * 20 - 110]}
+    index = annotated(tmp_path, "Other", {"segmentation": code})
+    assert [s.label for s in index.samples] == [1, -1, 0]
+    assert ["20 x 16" in p.detail for p in index.problems if p.kind == "bad-annotation"] == [True]
+    code["size"] = [16, 20]
+    assert annotated(tmp_path, "More", {"segmentation": code}).filter(label=1).splits == {
+        "test": 2,
+        "train": 1,
+    }
 
 
 def test_folds_follow_the_protocol():

@@ -82,6 +82,12 @@ def test_unknown_names_are_explained():
         write("x", "nonsense")
 
 
+def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="could not be made"):
+        write(tmp_path / "file" / "toy", "mvtec", **SMALL)
+
+
 @pytest.mark.parametrize("layout", READERS)
 def test_every_layout_is_read_back_with_the_same_masks(tmp_path, layout):
     pictures = write(tmp_path / layout, layout, **SMALL)

@@ -146,11 +146,6 @@ def test_queries_of_unknown_classes():
         assert len(episode.classes) == 3
 
 
-def test_the_plan_can_be_written():
-    rows = WayEpisodes(made(), "test", WayOptions(way=3, query=4), shot=1, runs=2).plan()
-    assert len(json.loads(json.dumps(rows))) == 2
-
-
 # -- texts ---------------------------------------------------------------------------------------------------
 
 

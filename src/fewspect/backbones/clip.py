@@ -114,6 +114,15 @@ class Clip(Backbone):
         self.fill(weights, sha256)
         self.freeze()
 
+    def _check_size(self, height: int, width: int) -> None:
+        """The position table is that of one side; it is not interpolated."""
+        side = self.size.side
+        if (height, width) != (side, side):
+            raise UserError(
+                f"Backbone {self.name} takes {side} x {side} pixels, not {height} x {width}.",
+                f"Set backbone.side={side}.",
+            )
+
     def fill(self, weights: str | None, sha256: str) -> None:
         """Load the image tower, or randomise it."""
         state = fetch(weights, self.name, sha256)

@@ -108,9 +108,12 @@ class Dino(Backbone):
         Raises:
             UserError: Names or shapes do not match.
         """
-        state = _without_registers(state) if "register_tokens" in state else dict(state)
-        self.mask_token.copy_(state.pop("mask_token", torch.zeros_like(self.mask_token)))
-        files.load_into(self.vit, state, where)
+        named = {"register_tokens", "cls_token", "pos_embed"} <= set(state)
+        state = _without_registers(state) if named else dict(state)
+        state.setdefault("mask_token", torch.zeros_like(self.mask_token))
+        files.compare({**self.vit.state_dict(), "mask_token": self.mask_token}, state, where)
+        self.mask_token.copy_(state.pop("mask_token"))
+        self.vit.load_state_dict(state)
 
     # -- forward ----------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The feature bank: what a frozen network says about every instance, computed once and kept in feature files.
 
 The name of a file is the hash of everything its content depends on: backbone and its weights, view options,
-instances with their regions, image files with size and time. A file of another hash is simply not there.
+instances with their regions and groups, how pixels are read, image files with size and time. A file of
+another hash is simply not there.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from fewspect.backbones.base import Backbone, Features
 from fewspect.data import features
+from fewspect.data.facts import pixel_options
 from fewspect.data.features import FeatureSet
 from fewspect.data.index import load_image
 from fewspect.data.instances import Instance, Picture, load
@@ -171,7 +173,7 @@ class FeatureBank:
         options = asdict(self.options)
         named = {k: options[k] for k in (*NAMED, "least")}
         masks = "" if self.masks is None else self.masks.digest
-        name = {"backbone": self.backbone.name, "weights": _digest(self.backbone)[:16]}
+        name = {"backbone": self.backbone.name, "weights": features.weights_digest(self.backbone)[:16]}
         more = {"whole": self.whole, "masks": masks, "version": VERSION}
         return {**name, "side": self.backbone.side, **named, **more}
 
@@ -220,8 +222,8 @@ class FeatureBank:
         for i in instances:
             stat = i.sample.image.stat()
             files = [(str(r.path), r.path.stat().st_mtime_ns) for r in i.regions if r.path is not None]
-            told = (i.name, i.cls, i.regions, i.component, stat.st_size, stat.st_mtime_ns, files)
-            sha.update(repr(told).encode())
+            told = (i.name, i.cls, i.regions, i.component, i.group, *pixel_options(i.sample))
+            sha.update(repr((*told, stat.st_size, stat.st_mtime_ns, files)).encode())
         return sha.hexdigest()[:20]
 
 
@@ -265,12 +267,3 @@ def _at_least(box: tuple[float, float, float, float], least: int) -> tuple[float
     x1, y1, x2, y2 = box
     dx, dy = max(least - (x2 - x1), 0) / 2, max(least - (y2 - y1), 0) / 2
     return x1 - dx, y1 - dy, x2 + dx, y2 + dy
-
-
-def _digest(backbone: Backbone) -> str:
-    """SHA-256 over names and values of a backbone's tensors and its choice of layers."""
-    sha = hashlib.sha256(repr(backbone.layers).encode())
-    for name, value in sorted(backbone.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return sha.hexdigest()

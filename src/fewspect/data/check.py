@@ -1,5 +1,6 @@
 """``mode=check``: explain a data folder before a run, every finding by name, as text and as JSON values."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewspect.data.facts import pixel_cap
 from fewspect.data.index import Index
 from fewspect.data.listing import require_folder, scan
 from fewspect.data.masks import read_index
@@ -34,6 +36,13 @@ def report(root: str, read: Reader = folder.read, **options: Any) -> dict[str, A
     Raises:
         UserError: ``root`` is missing, a file, or an empty folder.
     """
+    return _look(root, read, options)[0]
+
+
+def _look(root: str, read: Reader, options: dict[str, Any]) -> tuple[dict[str, Any], Index | None]:
+    """The report, and the index if the folder could be read."""
+    if inspect.signature(read).parameters["root"].default is not inspect.Parameter.empty:
+        read(root, **options)  # it needs no folder: it writes its data where there are none (the toy factory)
     base = require_folder(root)
     if not any(base.iterdir()):
         raise UserError(
@@ -45,9 +54,10 @@ def report(root: str, read: Reader = folder.read, **options: Any) -> dict[str, A
         index = read(root, **options)
     except UserError as error:
         failed = [Problem(str(base), "reader", error.message.removeprefix(f"{base}: "))]
-        return {**result, **_nothing(), "problems": _plain(failed + _loose(base)), "hints": [error.hint]}
+        found = {**_nothing(), "problems": _plain(failed + _loose(base)), "hints": [error.hint]}
+        return result | found, None
     problems = index.check(decode=True)
-    return {**result, **_measured(index), "problems": _plain(problems), "hints": _hints(problems)}
+    return result | _measured(index) | {"problems": _plain(problems), "hints": _hints(problems)}, index
 
 
 def explain(root: str, read: Reader = folder.read, **options: Any) -> "Group":  # noqa: ANN401 - reader's own
@@ -59,10 +69,10 @@ def explain(root: str, read: Reader = folder.read, **options: Any) -> "Group":  
     from rich.console import Group  # noqa: PLC0415 - only needed here
     from rich.text import Text  # noqa: PLC0415
 
-    found = report(root, read, **options)
+    found, index = _look(root, read, options)
     parts: list[Any] = [Text(line) for line in lines(found)]
-    if found["counts"]:
-        parts.insert(1, read(root, **options).describe())
+    if index is not None:
+        parts.insert(1, index.describe())
     return Group(*parts)
 
 
@@ -128,13 +138,17 @@ def _measured(index: Index) -> dict[str, Any]:
 
 def mask_values(index: Index) -> dict[str, int]:
     """Pixels per stored mask value over the first files; colour masks count as ``colour``."""
-    files = dict.fromkeys(
-        r.path for s in index.samples for rs in s.regions.values() for r in rs if r.path is not None
-    )
+    files = {
+        r.path: pixel_cap(s)
+        for s in index.samples
+        for rs in s.regions.values()
+        for r in rs
+        if r.path is not None
+    }
     total: Counter[str] = Counter()
-    for path in list(files)[:HISTOGRAM_FILES]:
+    for path, cap in list(files.items())[:HISTOGRAM_FILES]:
         try:
-            values, counts = np.unique(read_index(path), return_counts=True)
+            values, counts = np.unique(read_index(path, max_pixels=cap), return_counts=True)
         except UserError as error:
             total["colour" if "colour" in error.message else "unreadable"] += 1
             continue

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewspect.data import features
+from fewspect.data.facts import pixel_options
 from fewspect.data.features import FeatureSet
 from fewspect.data.index import Index, load_image
 from fewspect.errors import UserError
@@ -41,7 +42,7 @@ def embedded(index: Index, backbone: nn.Module, *, side: int, cache: str | None 
     if not samples:
         raise UserError("No image is labelled with a class.", "Run mode=check to see the data set.")
     config = {"backbone": getattr(backbone, "name", type(backbone).__name__), "side": side}
-    path = Path(cache) / f"{_key(samples, backbone, config)}.safetensors" if cache else None
+    path = Path(cache) / f"{_key(index, samples, backbone, config)}.safetensors" if cache else None
     return features.kept(path, lambda: _made(index, samples, backbone, config))
 
 
@@ -78,15 +79,11 @@ def tokens(found: Any) -> Tensor:  # noqa: ANN401 - the contract's Features, whi
     return torch.stack([first, deviation], 1)
 
 
-def _key(samples: Sequence[Sample], backbone: nn.Module, config: dict[str, Any]) -> str:
-    """Name of the cache: files by path, size and time of change; weights by their values."""
-    sha = hashlib.sha256(repr((sorted(config.items()), getattr(backbone, "layers", ()))).encode())
-    for name, value in sorted(backbone.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+def _key(index: Index, samples: Sequence[Sample], backbone: nn.Module, config: dict[str, Any]) -> str:
+    """Name of the cache: files by path, size and time of change, how they are read; weights by values."""
+    sha = hashlib.sha256(repr((sorted(config.items()), features.weights_digest(backbone))).encode())
     for s in samples:
         facts = s.image.stat()
-        sha.update(
-            repr((str(s.image), s.label, s.product, s.group, facts.st_size, facts.st_mtime_ns)).encode()
-        )
+        told = (str(s.image), index.classes[s.label - 1], s.product, s.group, *pixel_options(s))
+        sha.update(repr((*told, facts.st_size, facts.st_mtime_ns)).encode())
     return sha.hexdigest()[:32]

@@ -6,12 +6,9 @@ evaluation has a fixed list.
 """
 
 import filecmp
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -110,7 +107,7 @@ class EpisodeDataset(Dataset[Episode]):
             raise UserError(
                 f"No {name} episode can be made: {reasons}.", "Run mode=check to see the data set."
             )
-        self.entries, self.problems = table.entries, table.problems
+        self.entries = table.entries
         self.name, self.recipe, self.cropper, self.train = name, recipe, cropper, train
         self.change = (augment or _unchanged) if train else None
         self.seed, self.shared = seed, shared
@@ -148,7 +145,8 @@ class EpisodeDataset(Dataset[Episode]):
     def roles(self, item: int) -> Roles:
         """Draw who takes part in an episode, without opening a file."""
         epoch, i = divmod(int(item), self._length)
-        entry = self.entries[self._position(epoch, i)]
+        order = (self.seed, self.name) if self.train else None
+        entry = self.entries[position(epoch, i, self._length, len(self.entries), order)]
         r = self._source("episode", entry, epoch, i)
         rule, query = self.recipe, entry.query
         possible = candidates(entry.supports, query, same_group=rule.same_group)
@@ -163,36 +161,12 @@ class EpisodeDataset(Dataset[Episode]):
                 queries[0] = pick(r, others, 1)[0]
         return Roles(entry, queries, supports, goods)
 
-    def plan(self) -> list[dict[str, object]]:
-        """The list of episodes as plain values, for comparisons and for the record."""
-        rows = []
-        for i in range(len(self)):
-            roles = self.roles(i)
-            row = {"index": i, "product": roles.entry.query.product, "class": roles.entry.name}
-            parts = {"query": roles.queries, "support": roles.supports, "normal": roles.normals}
-            rows.append(row | {k: [str(s.image) for s in v] for k, v in parts.items()})
-        return rows
-
-    def dump(self, path: Path | str) -> None:
-        """Write ``plan`` as JSON, atomically."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(self.plan(), indent=1))
-        part.replace(path)
-
     def _source(self, what: str, entry: Entry, epoch: int, i: int) -> np.random.Generator:
         """Generator of an episode, or of all episodes of a class when they share their support."""
         stream = f"{what}/{self.name}"
         if self.shared:
             return rng(self.seed, f"{stream}/{entry.query.product}/{entry.name}")
         return rng(self.seed, stream, epoch, i)
-
-    def _position(self, epoch: int, i: int) -> int:
-        """Entry of episode i: shuffled passes in training, evenly spread over the list in evaluation."""
-        number = len(self.entries)
-        if self.train:
-            return shuffled(self.seed, self.name, epoch, i, number)
-        return spread(i, self._length, number)
 
     def _more_queries(
         self, r: np.random.Generator, query: Sample, possible: list[Sample], supports: list[Sample]
@@ -281,6 +255,14 @@ def truth(sample: Sample, entry: Entry, size: torch.Size) -> tuple[Tensor, int]:
     if sample.label == 0 or sample.regions:
         return torch.zeros(size, dtype=torch.uint8), 0
     return torch.full(size, IGNORE, dtype=torch.uint8), 1 if sample.label > 0 else -1
+
+
+def position(epoch: int, i: int, length: int, number: int, order: tuple[int, str] | None) -> int:
+    """Which of ``number`` things item i of ``length`` is.
+
+    With ``order`` (seed and name of the passes): shuffled passes, for training; without: a fixed list.
+    """
+    return spread(i, length, number) if order is None else shuffled(*order, epoch, i, number)
 
 
 def shuffled(seed: int, name: str, epoch: int, i: int, number: int) -> int:

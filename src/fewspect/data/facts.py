@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from fewspect.data.images import MAX_PIXELS, decode_image, image_size
 from fewspect.data.masks import decode_mask, mask_size, rasterise
@@ -20,6 +21,13 @@ ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
 """First bytes of JPEG and PNG, and the mark that a complete file has near its end."""
 
 
+class MaskOptions(TypedDict):
+    """Options of ``rasterise``."""
+
+    resize: bool
+    max_pixels: int
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Measured once per sample.
@@ -27,14 +35,12 @@ class Facts:
     Attributes:
         height: Of the image as it is used, in pixels.
         width: Likewise.
-        upright: False when the masks only fit the image without its EXIF rotation.
         area: Pixels per class; classes whose mask cannot be used are absent.
         problems: What is wrong with the files.
     """
 
     height: int = 0
     width: int = 0
-    upright: bool = True
     area: dict[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -50,7 +56,7 @@ def look(sample: Sample) -> Facts:
         upright = is_upright(sample)
         height, width = image_size(sample.image, max_pixels=pixel_cap(sample), upright=upright)
         if complaint := _cut_short(sample):
-            return Facts(height, width, upright, problems=(Problem(path, "unreadable", complaint),))
+            return Facts(height, width, problems=(Problem(path, "unreadable", complaint),))
     except UserError as error:
         return Facts(problems=(Problem(path, "unreadable", _plain(error, path)),))
     problems = []
@@ -62,11 +68,11 @@ def look(sample: Sample) -> Facts:
     area = {}
     for cls, regions in sample.regions.items():
         try:
-            mask = rasterise(regions, height, width, upright, resize=resizes_masks(sample))
+            mask = rasterise(regions, height, width, upright, **mask_options(sample))
             area[cls] = int(mask.sum())
         except UserError as error:
             problems.append(Problem(path, _mask_kind(error), error.message))
-    return Facts(height, width, upright, area, (*problems, *_judge(sample, area, height * width)))
+    return Facts(height, width, area, (*problems, *_judge(sample, area, height * width)))
 
 
 def is_upright(sample: Sample) -> bool:
@@ -76,7 +82,7 @@ def is_upright(sample: Sample) -> bool:
         return True
     cap = pixel_cap(sample)
     stored, shown = (image_size(sample.image, max_pixels=cap, upright=u) for u in (False, True))
-    return stored == shown or not files[0].exists() or mask_size(files[0]) != stored
+    return stored == shown or not files[0].exists() or mask_size(files[0], max_pixels=cap) != stored
 
 
 def pixel_cap(sample: Sample) -> int:
@@ -90,9 +96,14 @@ def white_level(sample: Sample) -> int | None:
     return None if value is None else int(value)
 
 
-def resizes_masks(sample: Sample) -> bool:
-    """The reader's ``resize_masks``, carried in ``meta``."""
-    return bool(sample.meta.get("resize_masks", False))
+def mask_options(sample: Sample) -> MaskOptions:
+    """How ``rasterise`` treats the mask files of a sample: the reader's ``resize_masks``, ``max_pixels``."""
+    return {"resize": bool(sample.meta.get("resize_masks", False)), "max_pixels": pixel_cap(sample)}
+
+
+def pixel_options(sample: Sample) -> tuple[int | None, bool]:
+    """What changes the pixels of a sample beside its files: part of the name of every cache of features."""
+    return white_level(sample), mask_options(sample)["resize"]
 
 
 def decode_problems(sample: Sample) -> list[Problem]:
@@ -107,7 +118,7 @@ def decode_problems(sample: Sample) -> list[Problem]:
         r for regions in sample.regions.values() for r in regions if r.kind == "file" and not r.values
     }:
         try:
-            _, notices = decode_mask(str(region.path))
+            _, notices = decode_mask(str(region.path), max_pixels=pixel_cap(sample))
         except UserError:
             continue  # ``look`` reports it
         found += [Problem(path, "mask-read-as", f"{region.path}: {text}", "notice") for text in notices]

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from fewspect.data import sampling
 from fewspect.data.features import FeatureSet, Token, require_alike
-from fewspect.data.problems import Problem
 from fewspect.errors import UserError
 from fewspect.types import Episode
 
@@ -104,7 +103,6 @@ class FeatureEpisodes(Dataset[Episode]):
         self.tasks = tuple(tasks)
         self.shot, self.rule, self.seed = shot, rule, seed
         self.samplings = 1 if not shot else samplings  # without a draw all would be the same
-        self.problems: list[Problem] = []
         self._refuse()
         self._features = [(t.support.token(token).float(), t.query.token(token).float()) for t in self.tasks]
 
@@ -150,19 +148,6 @@ class FeatureEpisodes(Dataset[Episode]):
         if self.rule == "published":
             return sampling.published(labels, self.shot, sample)
         return sampling.drawn(labels, self.shot, sample, seed=self.seed, groups=pool.groups)
-
-    def plan(self) -> list[dict[str, object]]:
-        """The list of episodes as plain values, for comparisons and for the record."""
-        pairs = [(t, s) for t in range(len(self.tasks)) for s in range(self.samplings)]
-        return [
-            {
-                "index": i,
-                "product": self.tasks[t].support.product,
-                "sampling": s,
-                "support": self.places(t, s),
-            }
-            for i, (t, s) in enumerate(pairs)
-        ]
 
     def _refuse(self) -> None:
         if not self.tasks or not all(len(t.query) for t in self.tasks):

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewspect.data.caches import read_cache
 from fewspect.errors import UserError
@@ -73,12 +73,6 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.label)
-
-    @property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits that stand for ``config``."""
-        text = json.dumps(self.config, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -167,7 +161,7 @@ def write(path: Path | str, made: FeatureSet) -> None:
     path = Path(path)
     tensors = {"features": made.feature, "labels": made.label, "text": made.text, "thumbs": made.thumb}
     header = {"format": FORMAT, "classes": json.dumps(made.classes), "product": made.product}
-    header |= {"config": json.dumps(made.config, sort_keys=True, default=str), "digest": made.digest}
+    header["config"] = json.dumps(made.config, sort_keys=True, default=str)
     header |= {k: json.dumps(getattr(made, k)) for k in LISTS if getattr(made, k)}
     kept = {k: v.contiguous() for k, v in tensors.items() if v is not None}
     header["content"] = _content(kept)
@@ -238,6 +232,15 @@ def kept(path: Path | None, make: Callable[[], FeatureSet]) -> FeatureSet:
         except (OSError, SafetensorError) as error:
             log.warning("%s cannot be written (%s): the features are not kept.", path, error)
     return made
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over names and values of a network's tensors and its choice of layers."""
+    sha = hashlib.sha256(repr(getattr(network, "layers", ())).encode())
+    for name, value in sorted(network.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

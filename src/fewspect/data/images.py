@@ -6,11 +6,12 @@ are ignored, for support and query alike. 16-bit colour PNG keeps its upper 8 bi
 """
 
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from fewspect.data.listing import list_images
 from fewspect.errors import UserError
 
 MAX_PIXELS = 178_956_970
-"""Default pixel cap: a quarter of a GiB as RGB at 12 bits; also Pillow's own warning limit."""
+"""Default pixel cap: where Pillow's own limit is an error (twice the number at which it warns)."""
 
 __all__ = ["decode_image", "image_size", "list_images", "opened", "orientation", "read_image", "turned"]
 
@@ -97,13 +98,9 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
     """Open with the header checked; decoder errors inside the block become a ``UserError`` with the name."""
     try:
         # through a file object: Pillow 13 garbles memory-mapped TIFF that carries an orientation
-        with _quiet(max_pixels), Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        with Path(path).open("rb") as file, _unlimited(file) as image:
             _refuse_size(image, path, max_pixels)
             yield image
-    except Image.DecompressionBombError:
-        raise UserError(
-            f"{path}: pixel count in the header above the limit of {max_pixels}", _SIZE_HINT
-        ) from None
     except READ_ERRORS as error:
         raise UserError(*_explain(Path(path), error)) from error
 
@@ -111,16 +108,18 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
 _SIZE_HINT = "Cut the image into tiles, or raise data.reader.max_pixels if the memory allows it."
 
 
-@contextmanager
-def _quiet(max_pixels: int) -> Iterator[None]:
-    """Let our own pixel cap decide: Pillow's warning is silenced, its limit follows ours for a while."""
-    before = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if before is not None and max_pixels > before:
-            Image.MAX_IMAGE_PIXELS = max_pixels
+_OPENING = Lock()
+
+
+def _unlimited(file: BinaryIO) -> Image.Image:
+    """Read a header without Pillow's pixel limit: ours decides.
+
+    That limit is a global of Pillow, hence the lock: images are read by several threads.
+    """
+    with _OPENING:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            yield
+            return Image.open(file, formats=FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = before
 

@@ -20,8 +20,8 @@ from fewspect.data.facts import (
     duplicates,
     is_upright,
     look,
+    mask_options,
     pixel_cap,
-    resizes_masks,
     white_level,
 )
 from fewspect.data.images import image_size, read_image
@@ -63,7 +63,7 @@ def load_mask(sample: Sample, cls: str) -> Tensor:
     """
     upright = is_upright(sample)
     height, width = image_size(sample.image, max_pixels=pixel_cap(sample), upright=upright)
-    return rasterise(sample.regions.get(cls, ()), height, width, upright, resize=resizes_masks(sample))
+    return rasterise(sample.regions.get(cls, ()), height, width, upright, **mask_options(sample))
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,16 @@ class Index:
         """Apply the policy for bad files.
 
         Returns:
-            Without the samples that have errors; their number is in ``problems`` (kind ``skipped``).
+            Without the samples that have errors; their number is in ``problems`` (kind ``skipped``), beside
+            everything else that ``check`` finds.
 
         Raises:
             UserError: ``strict`` and there are errors (the first ten are listed), or nothing is left.
         """
-        errors = [p for p in self.check() if p.level == "error"]
+        found = self.check()
+        errors = [p for p in found if p.level == "error"]
         if not errors:
-            return self
+            return replace(self, problems=tuple(found))
         if on_bad_file == "strict":
             lines = "\n".join(f"  {p}" for p in errors[:SHOWN_PROBLEMS])
             more = f"\n  ... and {len(errors) - SHOWN_PROBLEMS} more" if len(errors) > SHOWN_PROBLEMS else ""
@@ -177,7 +179,7 @@ class Index:
                 f"none of the {len(self)} images can be used; first: {errors[0]}", "Run mode=check."
             )
         note = f"{len(self) - len(kept)} of {len(self)} images skipped"
-        return self.with_samples(kept, Problem("", "skipped", note, "notice"))
+        return replace(self, samples=tuple(kept), problems=(*found, Problem("", "skipped", note, "notice")))
 
     def describe(self) -> "Table":
         """Table of the few-shot classes: counts per split and defect areas in percent of the image."""

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from fewspect.data.facts import is_upright, resizes_masks
+from fewspect.data.facts import is_upright, mask_options
 from fewspect.data.index import Index, load_image
 from fewspect.data.masks import rasterise
 from fewspect.types import Region, Sample
@@ -113,9 +113,7 @@ def _of_files(whole: Instance, *, components: bool, least: int) -> Iterator[Inst
 
 def _mask(instance: Instance, height: int, width: int) -> np.ndarray:
     sample = instance.sample
-    mask = rasterise(
-        instance.regions, height, width, is_upright(sample), resize=resizes_masks(sample)
-    ).numpy()
+    mask = rasterise(instance.regions, height, width, is_upright(sample), **mask_options(sample)).numpy()
     if instance.component:
         mask = (_regions(mask)[0] == instance.component).astype(np.uint8)
     return mask

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewspect.data.crops import Change
-from fewspect.data.episodes import shuffled, spread
+from fewspect.data.episodes import position
 from fewspect.data.extra import Extra
 from fewspect.data.index import Index, load_image, load_mask
 from fewspect.data.plain import asked
-from fewspect.data.problems import Problem
 from fewspect.data.splits import asked_and_support
 from fewspect.draws import rng
 from fewspect.errors import UserError
@@ -75,7 +74,6 @@ class LabelledDataset(Dataset[Episode]):
         self.samples, self.classes, self.side = tuple(samples), tuple(classes), side
         self.name, self.train, self.seed = name, train, seed
         self.change = augment if train else None
-        self.problems: list[Problem] = []
         self._length = length or len(self.samples)
         self._kept: dict[int, Pixels] = {}
         self._room = KEPT_BYTES if train else 0
@@ -91,13 +89,12 @@ class LabelledDataset(Dataset[Episode]):
     def __getitem__(self, item: int) -> Episode:
         epoch, i = divmod(int(item), self._length)
         number, stream = len(self.samples), f"labelled/{self.name}"
-        if not self.train:
-            if epoch:
-                raise IndexError(item)
-            at = spread(i, self._length, number)
-            return self._item(at, i, *self._pixels(at))
-        at = shuffled(self.seed, stream, epoch, i, number)
+        if not self.train and epoch:
+            raise IndexError(item)
+        at = position(epoch, i, self._length, number, (self.seed, stream) if self.train else None)
         image, mask = self._pixels(at)
+        if not self.train:
+            return self._item(at, i, image, mask)
         if self.change is not None:
             image, mask = self.change(image, mask, rng(self.seed, f"augment/{stream}", epoch, i))
         return self._item(at, int(item), image, mask)
@@ -258,7 +255,7 @@ def chosen(index: Index, split: str, shot: int | None, normal_shot: int, seed: i
     if shot is not None and not pools:
         pools = index.by_class()
     for (product, name), pool in pools.items():
-        own = [s for s in pool if next(iter(s.regions)) == name]
+        own = [s for s in pool if _first(index, s) == name]
         kept += _some(own, shot, seed, f"labelled/{split}/{product}/{name}")
     without = [s for s in index.samples if s.split == split and s.label > 0 and not s.regions]
     kept += without  # the data set refuses them by name
@@ -267,6 +264,12 @@ def chosen(index: Index, split: str, shot: int | None, normal_shot: int, seed: i
         if product in products or not products:
             kept += _some(pool, normal_shot, seed, f"labelled/{split}/{product}")
     return kept
+
+
+def _first(index: Index, sample: Sample) -> str:
+    """The first class whose mask in this sample is not empty; ``by_class`` gives none without."""
+    area = index.facts(sample).area
+    return next(name for name in sample.regions if area.get(name))
 
 
 def _some(pool: Sequence[Sample], number: int | None, seed: int, stream: str) -> list[Sample]:

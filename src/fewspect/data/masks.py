@@ -32,13 +32,19 @@ WHITES = (1, 255, 65535)
 """Full scale of float, 8-bit and 16-bit masks: the first that holds the largest value."""
 
 VOID = 255
-"""Value of index masks that annotators use for "do not care"; never a class."""
+"""Value of index masks that annotators use for "do not care"; never a class, counted as background."""
 
 Bools = NDArray[np.bool_]
 
 
 def rasterise(
-    regions: Iterable[Region], height: int, width: int, upright: bool = True, *, resize: bool = False
+    regions: Iterable[Region],
+    height: int,
+    width: int,
+    upright: bool = True,
+    *,
+    resize: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Union of ``regions`` as one mask.
 
@@ -48,6 +54,7 @@ def rasterise(
         width: Image width in pixels.
         upright: Apply the EXIF orientation of mask files (False when the image is used unrotated as well).
         resize: Bring mask files of another size to the image's.
+        max_pixels: Larger mask files are refused.
 
     Returns:
         (height, width) uint8 in {0, 1}.
@@ -67,7 +74,7 @@ def rasterise(
         elif region.kind == "rle":
             mask |= rle.decode(region.counts, height, width)
         else:
-            mask |= _from_file(region, height, width, upright, resize)
+            mask |= _fitted(region, _from_file(region, max_pixels, upright), (height, width), resize)
     return torch.from_numpy(mask.astype(np.uint8))
 
 
@@ -77,23 +84,28 @@ def _paint_box(mask: Bools, x: float, y: float, width: float, height: float) -> 
     mask[top : max(round(y + height), 0), left : max(round(x + width), 0)] = True
 
 
-def _from_file(region: Region, height: int, width: int, upright: bool, resize: bool) -> Bools:
+def _from_file(region: Region, max_pixels: int, upright: bool) -> Bools:
     assert region.path is not None
     if region.values:
-        mask = np.isin(read_index(region.path, upright=upright), region.values)
+        mask = np.isin(read_index(region.path, max_pixels=max_pixels, upright=upright), region.values)
     else:
-        mask, _ = decode_mask(region.path, upright=upright)
-    mask = ~mask if region.invert else mask
-    if mask.shape == (height, width):
+        mask, _ = decode_mask(region.path, max_pixels=max_pixels, upright=upright)
+    return ~mask if region.invert else mask
+
+
+def _fitted(region: Region, mask: Bools, size: tuple[int, int], resize: bool) -> Bools:
+    """A mask as it is, or brought to the size of its image; refused where it may not be."""
+    height, width = size
+    if mask.shape == size:
         return mask
     swapped = mask.shape == (width, height)
     if resize and not swapped:
         return _resized(mask, height, width)
-    size = f"mask is {mask.shape[0]} x {mask.shape[1]}, its image {height} x {width} (height x width)"
+    sizes = f"mask is {mask.shape[0]} x {mask.shape[1]}, its image {height} x {width} (height x width)"
     if swapped:
-        raise UserError(f"{region.path}: {size} (height and width are swapped)", "Turn the mask.")
+        raise UserError(f"{region.path}: {sizes} (height and width are swapped)", "Turn the mask.")
     hint = "Save the mask at the size of its image, or set data.reader.resize_masks=true."
-    raise UserError(f"{region.path}: {size}", hint)
+    raise UserError(f"{region.path}: {sizes}", hint)
 
 
 def _resized(mask: Bools, height: int, width: int) -> Bools:
@@ -105,12 +117,12 @@ def _resized(mask: Bools, height: int, width: int) -> Bools:
     return np.logical_or.reduceat(tall, columns, axis=1)
 
 
-def mask_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
+def mask_size(path: str | Path, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> tuple[int, int]:
     """Return (height, width) of a mask file from its header."""
     if Path(path).suffix.lower() == ".npy":
-        height, width = _load_npy(Path(path)).shape
+        height, width = _load_npy(Path(path), max_pixels).shape
         return height, width
-    return image_size(path, upright=upright)
+    return image_size(path, max_pixels=max_pixels, upright=upright)
 
 
 def decode_mask(
@@ -125,7 +137,7 @@ def decode_mask(
         UserError: The file is not a readable mask.
     """
     if Path(path).suffix.lower() == ".npy":
-        return _from_grey(np.asarray(_load_npy(Path(path))))
+        return _from_grey(np.asarray(_load_npy(Path(path), max_pixels)))
     with opened(path, max_pixels) as image:
         turn = orientation(image) if upright else 1
         lossy = (
@@ -144,7 +156,7 @@ def read_index(path: str | Path, *, max_pixels: int = MAX_PIXELS, upright: bool 
         UserError: The file is not a readable mask, or a colour picture.
     """
     if Path(path).suffix.lower() == ".npy":
-        return np.asarray(_load_npy(Path(path))).astype(np.int64)
+        return np.asarray(_load_npy(Path(path), max_pixels)).astype(np.int64)
     with opened(path, max_pixels) as image:
         turn = orientation(image) if upright else 1
         values = np.asarray(image.convert("L") if image.mode == "LA" else image)
@@ -157,13 +169,13 @@ def read_index(path: str | Path, *, max_pixels: int = MAX_PIXELS, upright: bool 
     return turned(values.astype(np.int64), turn)
 
 
-def _load_npy(path: Path) -> NDArray:
+def _load_npy(path: Path, max_pixels: int) -> NDArray:
     """Memory-map a 2-D boolean or numeric array; object arrays (pickles) are refused."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (*READ_ERRORS, TokenError) as error:  # the header of the format is Python source
         raise UserError(f"{path}: not a plain NumPy array ({error})", _MASK_HINT) from error
-    if array.ndim != 2 or array.dtype.kind not in "buif" or array.size > MAX_PIXELS:
+    if array.ndim != 2 or array.dtype.kind not in "buif" or array.size > max_pixels:
         raise UserError(
             f"{path}: array of shape {array.shape} and type {array.dtype} is not a mask", _MASK_HINT
         )

@@ -3,10 +3,12 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Sampler
 
 from fewspect.data import classic
@@ -20,6 +22,7 @@ from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
 from fewspect.data.labelled import Labelled, LabelledDataset
 from fewspect.data.plain import PlainDataset, asked, plain
+from fewspect.data.problems import summary
 from fewspect.data.reading import reading
 from fewspect.data.sharding import Numbers, ResumableSampler, ShardSampler
 from fewspect.data.splits import asked_and_support, with_val
@@ -45,7 +48,7 @@ class DataModule(pl.LightningDataModule):
     ``protocol=features``: few-shot classification of features, from two feature files or of the instances of
     the data set, which ``backbone`` sees in several views.
     ``protocol=ways``: episodes of N classes that were not trained on, from features of images and of class
-    texts; ``shot=0`` leaves the texts alone.
+    texts; ``shot=0`` leaves the texts alone (but for the seen classes of ``ways.generalised``).
     ``protocol=labelled``: images with class labels per pixel, for generators and supervised segmenters; with
     ``shot`` so many images per product and class learn and all others are asked.
 
@@ -184,6 +187,8 @@ class DataModule(pl.LightningDataModule):
         """The table of samples, read at first use; bad files treated by ``on_bad_file``."""
         if self._index is None:
             index = self._read().refuse(self.on_bad_file)
+            for level, line in summary(index.problems):
+                _tell(logging.INFO if level == "notice" else logging.WARNING, line)
             self._index = index if "val" in index.splits else with_val(index, self.seed)
         return self._index
 
@@ -357,6 +362,13 @@ class DataModule(pl.LightningDataModule):
 def as_list(batch: list[Episode]) -> list[Episode]:
     """Episodes differ in size: a batch is their list."""
     return batch
+
+
+@lru_cache(maxsize=1024)
+@rank_zero_only
+def _tell(level: int, line: str) -> None:
+    """Log what is wrong with a data set: once per process, though it may be read by several modules."""
+    log.log(level, line)
 
 
 def _augmentation(protocol: str, augment: bool | str) -> Change | None:

@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from fewspect.data.crops import Change
 from fewspect.data.entries import ANOMALY, Entry
-from fewspect.data.episodes import shuffled, spread, truth
+from fewspect.data.episodes import position, truth
 from fewspect.data.index import Index, load_image
-from fewspect.data.problems import Problem
 from fewspect.data.splits import asked_and_support
 from fewspect.draws import rng
 from fewspect.errors import UserError
@@ -65,7 +64,6 @@ class PlainDataset(Dataset[Episode]):
             raise UserError(f"The data set has no {what}.", "Run mode=check to see the data set.")
         self.samples, self.name, self.side, self.zoom = tuple(samples), name, side, zoom or side
         self.train, self.change, self.seed = train, augment if train else None, seed
-        self.problems: list[Problem] = []
         self._length = length or len(self.samples)
 
     def __len__(self) -> int:
@@ -78,7 +76,8 @@ class PlainDataset(Dataset[Episode]):
         epoch, i = divmod(int(item), self._length)
         if not self.train and epoch:
             raise IndexError(item)
-        sample = self.samples[self._position(epoch, i)]
+        order = (self.seed, f"plain/{self.name}") if self.train else None
+        sample = self.samples[position(epoch, i, self._length, len(self.samples), order)]
         image = load_image(sample)
         if self.train:
             view = self._view(image, rng(self.seed, f"plain/{self.name}", epoch, i))
@@ -86,13 +85,6 @@ class PlainDataset(Dataset[Episode]):
         entry = Entry(sample, tuple(sample.regions), ANOMALY, (), ())
         mask, label = truth(sample, entry, image.shape[1:])
         return _episode(sample, i, ANOMALY, image, mask, label=label)
-
-    def _position(self, epoch: int, i: int) -> int:
-        """Sample of item i: shuffled passes in training, evenly spread over the list in evaluation."""
-        number = len(self.samples)
-        if self.train:
-            return shuffled(self.seed, f"plain/{self.name}", epoch, i, number)
-        return spread(i, self._length, number)
 
     def _view(self, image: Tensor, r: np.random.Generator) -> Tensor:
         """(3, side, side) in [0, 1]: the whole image, or a random square of the zoomed one."""

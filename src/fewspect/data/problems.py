@@ -1,5 +1,7 @@
 """What is wrong with a folder, as values: collected first, reported once, by name."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -29,3 +31,16 @@ class Problem:
     def to_dict(self) -> dict[str, str]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def summary(problems: Iterable[Problem]) -> list[tuple[Level, str]]:
+    """One line per level and kind: the first, and how many more there are."""
+    kinds: dict[tuple[Level, str], list[Problem]] = defaultdict(list)
+    for problem in problems:
+        kinds[problem.level, problem.kind].append(problem)
+    return [(level, _line(found)) for (level, _), found in kinds.items()]
+
+
+def _line(found: list[Problem]) -> str:
+    first = str(found[0]).removeprefix(": ")
+    return f"{first}, and {len(found) - 1} more (mode=check lists them)" if len(found) > 1 else first

@@ -12,7 +12,7 @@ def reading(reader: Callable[..., Index] | None, **options: Any) -> Callable[[],
     """Return the reader with those options that are given and that it takes.
 
     Raises:
-        UserError: ``category`` is asked of a reader that knows no products.
+        UserError: ``category`` is asked of a reader that knows no products, ``fold`` of one without folds.
     """
     if reader is None:
         return _without_images
@@ -25,6 +25,8 @@ def reading(reader: Callable[..., Index] | None, **options: Any) -> Callable[[],
             f"data.category={given['category']}: this data set is not divided into categories.",
             "Leave data.category out.",
         )
+    if "fold" in given and "fold" not in taken:
+        raise UserError(f"data.fold={given['fold']}: this data set has no folds.", "Leave data.fold out.")
     return lambda: reader(**{k: v for k, v in given.items() if k in taken})
 
 

@@ -36,13 +36,6 @@ def check(counts: Sequence[int], height: int, width: int) -> None:
         raise UserError(message, "Export the annotations again for images of this size.")
 
 
-def encode(mask: NDArray) -> tuple[int, ...]:
-    """(H, W) mask to run lengths; the inverse of ``decode``."""
-    flat = np.asarray(mask, dtype=bool).T.reshape(-1)
-    edges = np.flatnonzero(np.diff(flat, prepend=False)) if len(flat) else np.zeros(0, dtype=np.int64)
-    return tuple(int(n) for n in np.diff(np.concatenate([[0], edges, [len(flat)]])))
-
-
 def decompress(text: str | bytes) -> tuple[int, ...]:
     """COCO's compressed string to run lengths; from the fourth run on, differences to the run two before.
 

@@ -20,7 +20,7 @@ def fold_classes(classes: Sequence[str], fold: int, folds: int) -> tuple[str, ..
     Raises:
         UserError: No such fold, or more folds than classes.
     """
-    if not 0 <= fold < folds:
+    if not isinstance(fold, int) or not 0 <= fold < folds:  # "all" and the like are for other readers
         known = f"Choose 0 to {folds - 1} (data.reader.folds={folds})."
         raise UserError(f"data.fold={fold} does not exist", known)
     if folds < 2 or folds > len(classes):
@@ -33,6 +33,8 @@ def fold_classes(classes: Sequence[str], fold: int, folds: int) -> tuple[str, ..
 
 def hold_out(index: Index, classes: Sequence[str]) -> Index:
     """Images that show one of ``classes`` become ``test`` (with these classes only), all others ``train``.
+
+    The label of a tested image is the first of the held classes that it shows.
 
     Good images go to either side by group; a training image of a group that is tested is dropped and
     reported.
@@ -49,12 +51,20 @@ def hold_out(index: Index, classes: Sequence[str]) -> Index:
     changed = []
     for sample in index.samples:
         if held & _shown(sample, index):
-            regions = {c: r for c, r in sample.regions.items() if c in held}
-            changed.append(replace(sample, regions=regions, split="test"))
+            changed.append(_narrowed(sample, index, held))
         else:
             split = sides[group_of(sample)] if sample.label == 0 else "train"
             changed.append(replace(sample, split=split))
     return drop_shared_groups(index.with_samples(changed))
+
+
+def _narrowed(sample: Sample, index: Index, held: set[str]) -> Sample:
+    """A tested sample with its held classes alone; good and unknown stay what they are."""
+    shown = held & _shown(sample, index)
+    labels = [k for k, name in enumerate(index.classes, start=1) if name in shown]
+    label = labels[0] if sample.label > 0 and labels else sample.label
+    regions = {c: r for c, r in sample.regions.items() if c in held}
+    return replace(sample, regions=regions, label=label, split="test")
 
 
 def split_by_group(index: Index) -> Index:
@@ -85,7 +95,10 @@ def _sides_of_normals(index: Index, held: set[str]) -> dict[str, str]:
 
 
 def group_of(sample: Sample) -> str:
-    """The group, or a name that is the sample's own and does not depend on where the data lie."""
+    """The group, or product, label and stem: a name that does not depend on where the data lie.
+
+    Images of one name (the same stem in another folder) go together.
+    """
     return sample.group or f"{sample.product}/{sample.label}/{sample.image.stem}"
 
 
@@ -109,12 +122,22 @@ def _balanced_sides(samples: Iterable[Sample], index: Index) -> dict[str, str]:
 
 
 def with_val(index: Index, seed: int = 0, share: float = VAL_SHARE) -> Index:
-    """Move about ``share`` of the training groups to a ``val`` split, by hash: the same for every run."""
-    limit = share * 2**63
-    samples = [
-        replace(s, split="val") if s.split == "train" and key(seed, f"val/{group_of(s)}") < limit else s
-        for s in index.samples
-    ]
+    """Move about ``share`` of the training groups to a ``val`` split, by hash: the same for every run.
+
+    Something of every product and label stays: the group with the largest hash where all were drawn.
+    """
+    kinds: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for sample in index.samples:
+        if sample.split == "train":
+            kinds[sample.product, sample.label].add(group_of(sample))
+    hashes = {group: key(seed, f"val/{group}") for groups in kinds.values() for group in groups}
+    held = {group for group, value in hashes.items() if value < share * 2**63}
+    for _, groups in sorted(kinds.items()):
+        if groups <= held:
+            held.discard(max(groups, key=lambda name: (hashes[name], name)))
+    samples = (
+        replace(s, split="val") if s.split == "train" and group_of(s) in held else s for s in index.samples
+    )
     return index.with_samples(samples)
 
 

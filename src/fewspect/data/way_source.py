@@ -117,7 +117,7 @@ class WaySource:
 
         Args:
             part: ``train``, ``val``, ``test`` or ``predict``.
-            shot: Supports per class; None = 0.
+            shot: Supports per class; None = 0. Generalised test: per seen class, None and 0 = all.
             length: Training items per epoch.
 
         Raises:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewspect.data.features import FeatureSet, Token
-from fewspect.data.problems import Problem
 from fewspect.draws import rng
 from fewspect.errors import UserError
 from fewspect.nn import sampler
@@ -77,7 +76,7 @@ class SeenClasses(Dataset[Episode]):
     """
 
     def __init__(self, seen: FeatureSet, *, token: Token, length: int | None = None) -> None:
-        self.seen, self.problems = seen, list[Problem]()
+        self.seen = seen
         self._length = length or 1
         self._feature = seen.token(token).float()
 
@@ -119,7 +118,7 @@ class WayEpisodes(Dataset[Episode]):
         self, pool: FeatureSet, name: str, options: WayOptions, *, shot: int, runs: int, seed: int = 0
     ) -> None:
         self.pool, self.name, self.options, self.shot, self.seed = pool, name, options, shot, seed
-        self.runs, self.problems = runs, list[Problem]()
+        self.runs = runs
         self.way = options.way or len(pool.classes) - options.unknown
         self._feature = pool.token(options.token).float()
         _ = self._drawn  # what cannot be drawn is told at once
@@ -158,15 +157,6 @@ class WayEpisodes(Dataset[Episode]):
             asked += members[self.shot : self.shot + number].tolist()
             labels += [way if way < self.way else -1] * number
         return supports, asked, torch.tensor(labels)
-
-    def plan(self) -> list[dict[str, object]]:
-        """The list of episodes as plain values, for comparisons and for the record."""
-        rows = []
-        for i in range(len(self)):
-            support, asked, _ = self.places(i)
-            names = [self.pool.classes[int(k)] for k in self._drawn.classes[i, : self.way]]
-            rows.append({"index": i, "classes": names, "support": support, "query": asked})
-        return rows
 
     @cached_property
     def _members(self) -> list[np.ndarray]:
@@ -214,14 +204,15 @@ class Everything(Dataset[Episode]):
         seen: Training images of the seen classes: the supports.
         asked: All images to ask about; classes are those of ``seen`` and then the others.
         options: See ``WayOptions``.
-        shot: Supports per seen class, null = all.
+        shot: Supports per seen class; null and 0 = all. Zero shots are those of the unseen classes, which
+            never have any; a class that is seen has its training images.
         seed: Seed of the draws.
     """
 
     def __init__(
         self, seen: FeatureSet, asked: FeatureSet, options: WayOptions, *, shot: int | None, seed: int = 0
     ) -> None:
-        self.seen, self.asked, self.problems = seen, asked, list[Problem]()
+        self.seen, self.asked = seen, asked
         order = rng(seed, "generalised").permutation(len(seen))
         taken: list[int] = []
         for k in range(len(seen.classes)):

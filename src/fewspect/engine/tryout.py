@@ -19,16 +19,21 @@ def explain(node: dict[str, Any]) -> None:
     """Print what is found below ``data.root``.
 
     Args:
-        node: The resolved ``data`` group.
+        node: The resolved ``data`` group; without a reader (features from files) there is no folder.
 
     Raises:
         UserError: The folder is missing or empty.
     """
+    if node.get("reader") is None:
+        return
     reader = build.make(node["reader"])
     options = dict(reader.keywords) if isinstance(reader, functools.partial) else {}
     read = reader.func if isinstance(reader, functools.partial) else reader
     taken = inspect.signature(read).parameters
-    options |= {k: node[k] for k in ("fold", "category") if node.get(k) not in (None, "all") and k in taken}
+    asked = {"fold": node.get("fold"), "category": node.get("category") or node.get("object")}
+    if asked["category"] == "all":
+        asked["category"] = None
+    options |= {k: v for k, v in asked.items() if v is not None and k in taken}
     root = node.get("root") or taken["root"].default
     if root is not None:
         Console(width=None if Console().is_terminal else 120, highlight=False).print(
@@ -48,7 +53,7 @@ def one_batch(tree: dict[str, Any]) -> None:
     if method.fit_kind == "gradient":
         losses = method.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
-        print("losses  " + "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items()))
+        print("losses  " + "  ".join(f"{name} {value.item():.4f}" for name, value in losses.items()))
     if method.task != "generate":  # it is asked by its mode, about nothing
         one_answer(data, method)
     print(f"memory  {peak_memory()['rss']} MiB at most")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewspect.data import rle
-from fewspect.data.images import image_size
+from fewspect.data.images import MAX_PIXELS, image_size
 from fewspect.data.problems import Problem
 from fewspect.data.readers.source import read_json, rebase
 from fewspect.errors import UserError
@@ -24,22 +24,27 @@ class CocoFile:
 
     Attributes:
         images: Image path -> class name -> regions; images without annotation have none.
+        unclear: Images with annotations of which none gave a region: they are neither good nor drawn.
         classes: Names of the categories that are used, in id order.
         problems: Entries that could not be used.
     """
 
     images: dict[Path, dict[str, tuple[Region, ...]]] = field(default_factory=dict)
+    unclear: frozenset[Path] = frozenset()
     classes: tuple[str, ...] = ()
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_file(path: Path, folder: Path, *, box_as_mask: bool = False) -> CocoFile:
+def read_file(
+    path: Path, folder: Path, *, box_as_mask: bool = False, max_pixels: int | None = None
+) -> CocoFile:
     """Read one annotation file whose images lie in ``folder``.
 
     Args:
         path: The JSON file.
         folder: Where the images are; no listed path can leave it.
         box_as_mask: Annotations that have a box but no segmentation: use the box as the mask.
+        max_pixels: Pixel cap per image.
 
     Raises:
         UserError: Not valid JSON, or not a COCO file.
@@ -51,13 +56,14 @@ def read_file(path: Path, folder: Path, *, box_as_mask: bool = False) -> CocoFil
     report = _Reporter(path, result.problems)
     sizes: Sizes = {}
     for entry in _entries(content, "images", report):
-        if located := _locate(entry, folder, report):
+        if located := _locate(entry, folder, report, max_pixels or MAX_PIXELS):
             sizes[entry.get("id")] = located
     listed = {entry.get("id") for entry in _entries(content, "images")}
     names = _names(_entries(content, "categories", report))
+    notes = _entries(content, "annotations", report)
     regions: dict[tuple[Path, str], list[Region]] = defaultdict(list)
     used = set()
-    for note in _known(_entries(content, "annotations", report), sizes, listed, names, report):
+    for note in _known(notes, sizes, listed, names, report):
         image, height, width = sizes[note["image_id"]]
         used.add(note["category_id"])
         where = f"annotation {note.get('id')} of {image.name}"
@@ -66,6 +72,8 @@ def read_file(path: Path, folder: Path, *, box_as_mask: bool = False) -> CocoFil
     result.images = {image: {} for image, _, _ in sizes.values()}
     for (image, name), found in regions.items():
         result.images[image] |= {name: tuple(found)} if found else {}
+    noted = {sizes[n["image_id"]][0] for n in notes if n.get("image_id") in sizes}
+    result.unclear = frozenset(image for image in noted if not result.images[image])
     result.classes = tuple(name for i, name in names.items() if i in used)
     if unused := [name for i, name in names.items() if i not in used]:
         report("categories", "unused-category", f"never used: {', '.join(unused)}", level="notice")
@@ -120,7 +128,7 @@ def _names(categories: Sequence[Entry]) -> dict[Any, str]:
     }
 
 
-def _locate(entry: Entry, folder: Path, report: _Reporter) -> tuple[Path, int, int] | None:
+def _locate(entry: Entry, folder: Path, report: _Reporter, max_pixels: int) -> tuple[Path, int, int] | None:
     """Path and true size of a listed image; the file counts, not the stated size."""
     name = entry.get("file_name")
     path = rebase(folder, name) if isinstance(name, str) else None
@@ -128,7 +136,7 @@ def _locate(entry: Entry, folder: Path, report: _Reporter) -> tuple[Path, int, i
         report(f"image {name}", "missing-image", "is listed but not there", level="error")
         return None
     try:
-        height, width = image_size(path)
+        height, width = image_size(path, max_pixels=max_pixels)
     except UserError as error:
         report("image", "unreadable", error.message, level="error")
         return None
@@ -163,6 +171,13 @@ def _regions(
 
 def _from_rle(shape: Entry, size: tuple[int, int]) -> Region:
     counts = shape.get("counts")
+    stated = shape.get("size")
+    if isinstance(stated, list) and stated and stated != list(size):
+        given, real = " x ".join(map(str, stated)), " x ".join(map(str, size))
+        raise UserError(
+            f"run-length code of size {given}, the image has {real} (height x width)",
+            "Export the annotations again for the images as they are.",
+        )
     runs = rle.decompress(counts) if isinstance(counts, str | bytes) else tuple(int(c) for c in counts or ())
     rle.check(runs, *size)
     return Region("rle", counts=runs)

@@ -80,7 +80,7 @@ def read(
         pairs, more = pair(base / name / "image", base / name / "mask", suffixes=SUFFIXES, recursive=True)
         problems += more
         for item in pairs:
-            sample, shown, more = _sample(item, name, split)
+            sample, shown, more = _sample(item, name, split, max_pixels)
             rows.append((sample, shown))
             problems += more
     samples, classes = labelled(rows)
@@ -88,16 +88,16 @@ def read(
     return finish(index, white_level=white_level, max_pixels=max_pixels, resize_masks=resize_masks)
 
 
-def _sample(item: Pair, product: str, split: str) -> tuple[Sample, list[str] | None, list[Problem]]:
+def _sample(
+    item: Pair, product: str, split: str, max_pixels: int | None
+) -> tuple[Sample, list[str] | None, list[Problem]]:
     """Sample, classes shown (None = unknown) and problems of one pair."""
-    plain = Sample(item.image, product=product, split=split, meta={"folder": item.folder})
+    plain = Sample(item.image, product=product, split=split)
     if "good" in item.folder.lower().split("/"):
         return plain, [], []
     if item.mask is None:
         return plain, None, [Problem(str(item.image), "missing-mask", "defect image without mask", "warning")]
-    regions, problems = index_regions(item.mask, None)
-    return (
-        Sample(item.image, regions, product=product, split=split, meta={"folder": item.folder}),
-        list(regions),
-        problems,
-    )
+    regions, problems = index_regions(item.image, item.mask, None, max_pixels=max_pixels)
+    if regions is None:
+        return plain, None, problems
+    return Sample(item.image, regions, product=product, split=split), list(regions), problems

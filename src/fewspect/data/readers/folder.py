@@ -1,7 +1,8 @@
 """Own data in one of six layouts, found out by looking, or named.
 
 ``mvtec``    ``[<product>/]{train/good, test/<class>, ground_truth/<class>}``, or ``train/`` with images
-``pairs``    ``images/`` and ``masks/`` with equal stems, classes from mask values or sub-folders
+``pairs``    ``images/`` and ``masks/`` with equal stems, classes from mask values or sub-folders; both may be
+             divided into ``train``, ``val`` and ``test`` first
 ``classes``  one folder per class, no masks
 ``support``  ``[<product>/]support/{image,mask}`` and ``query/image`` (``query/true_label`` if known)
 ``table``    a CSV or JSON file with the columns image, mask, label, product, split, group
@@ -24,7 +25,6 @@ from fewspect.data.problems import Problem
 from fewspect.data.readers import mvtec
 from fewspect.data.readers.generated import generated
 from fewspect.data.readers.layouts import (
-    IMAGE_FOLDERS,
     TABLES,
     choose,
     detect,
@@ -32,9 +32,12 @@ from fewspect.data.readers.layouts import (
     mask_folders,
     one_of,
 )
+from fewspect.data.readers.merging import merged
 from fewspect.data.readers.normals import one_class
 from fewspect.data.readers.source import (
     GOOD_NAMES,
+    IMAGE_FOLDERS,
+    SIDES,
     SUFFIXES,
     finish,
     index_regions,
@@ -68,6 +71,7 @@ class Options:
     columns: Sequence[str] | Mapping[str, str] | None
     separator: str | None
     product: str
+    max_pixels: int | None
 
 
 def read(
@@ -123,7 +127,8 @@ def read(
     if layout == "auto" and (own := generated(base)):
         layout, mask_type, class_names = "table", "index", own
     options = Options(
-        mask_type, mask_invert, mask_suffixes, class_names, recursive, table, columns, separator, name
+        *(mask_type, mask_invert, mask_suffixes, class_names),
+        *(recursive, table, columns, separator, name, max_pixels),
     )
     chosen = choose(detect(base, table), base) if layout == "auto" else layout
     if chosen == "mvtec":
@@ -141,11 +146,18 @@ def read(
         test_classes = fold_classes(index.classes, fold, folds)
     if test_classes is not None:
         return hold_out(index, test_classes)
-    if all(s.split for s in index.samples):
-        return index
+    if any(s.split for s in index.samples):
+        return _without_split_reported(index)
     if all(s.label == 0 for s in index.samples):
         return index.with_samples(replace(s, split="train") for s in index.samples)
     return split_by_group(index)
+
+
+def _without_split_reported(index: Index) -> Index:
+    """A split that is given counts; images that it leaves out are on neither side, and errors."""
+    detail = "belongs to no split, others do; fill in its split, or empty the column"
+    lost = [s for s in index.samples if not s.split]
+    return index.with_samples(index.samples, *(Problem(str(s.image), "no-split", detail) for s in lost))
 
 
 def _indexed(rows: Rows, problems: list[Problem], classes: Sequence[str] | None) -> Index:
@@ -179,9 +191,12 @@ def _confusing(names: Sequence[str]) -> list[Problem]:
     return found
 
 
-def _regions(mask: Path, cls: str, options: Options) -> tuple[dict[str, tuple[Region, ...]], list[Problem]]:
+def _regions(
+    image: Path, mask: Path, cls: str, options: Options
+) -> tuple[dict[str, tuple[Region, ...]] | None, list[Problem]]:
     if options.mask_type == "index":
-        return index_regions(mask, options.class_names, invert=options.invert)
+        names, cap = options.class_names, options.max_pixels
+        return index_regions(image, mask, names, invert=options.invert, max_pixels=cap)
     return {cls: (Region("file", mask, invert=options.invert),)}, []
 
 
@@ -192,7 +207,9 @@ def _sample(image: Path, mask: Path | None, label: str, options: Options) -> tup
     if mask is None or good:
         shown = [] if good else [label] if label else None
         return [(Sample(image, product=options.product), shown)], []
-    regions, problems = _regions(mask, cls, options)
+    regions, problems = _regions(image, mask, cls, options)
+    if regions is None:
+        return [(Sample(image, product=options.product), None)], problems
     known = label and options.mask_type == "binary"
     meta = {"label_from": "folder" if known else "mask"}
     return [(Sample(image, regions, product=options.product, meta=meta), list(regions))], problems
@@ -205,19 +222,30 @@ def _read_pairs(base: Path, options: Options) -> tuple[Rows, list[Problem]]:
         raise UserError(
             f"{base}: one folder of images and one of masks needed; mask folders: {found}", "Rename them."
         )
-    by_class = bool(subfolders(images))
+    inside = subfolders(images)
+    divided = bool(inside) and all(p.name.lower() in SIDES for p in inside)
     pairs, problems = pair(
-        images, masks[0], suffixes=options.suffixes, recursive=by_class or options.recursive
+        images, masks[0], suffixes=options.suffixes, recursive=bool(inside) or options.recursive
     )
     rows: Rows = []
     for item in pairs:
-        label = item.folder.split("/")[0]
+        first, *further = item.folder.split("/")
+        side, label = (SIDES.get(first.lower(), ""), "".join(further[:1])) if divided else ("", first)
         row, more = _sample(item.image, item.mask, label, options)
-        rows += row
+        rows += [(replace(s, split=side), shown) for s, shown in row]
         problems += more
         if item.mask is None and label.lower() not in GOOD_NAMES:
             problems.append(Problem(str(item.image), "missing-mask", "image without mask", "warning"))
-    return rows, problems
+    return _tested(rows, problems) if divided else rows, problems
+
+
+def _tested(rows: Rows, problems: list[Problem]) -> Rows:
+    """Where folders give training and validation only, the second is what is asked about."""
+    if {s.split for s, _ in rows} - {""} != {"train", "val"}:
+        return rows
+    detail = "no test folder: val is tested, a share of train validates"
+    problems.append(Problem("", "val-is-test", detail, "notice"))
+    return [(replace(s, split="test") if s.split == "val" else s, shown) for s, shown in rows]
 
 
 def _read_classes(base: Path, options: Options) -> tuple[Rows, list[Problem]]:
@@ -268,7 +296,8 @@ def _read_table(base: Path, options: Options) -> tuple[Rows, list[Problem]]:
     path = rebase(base, names[0]) if len(names) == 1 else None
     if path is None:
         raise UserError(
-            f"{base}: one table needed, found {', '.join(names) or 'none'}", "Set data.table to its name."
+            f"{base}: one table needed, found {', '.join(names) or 'none'}",
+            "Set data.reader.table to its name.",
         )
     rows: Rows = []
     problems: list[Problem] = []
@@ -286,10 +315,19 @@ def _read_table(base: Path, options: Options) -> tuple[Rows, list[Problem]]:
         found, more = _sample(
             image, mask, label, replace(options, product=entry.get("product", options.product))
         )
-        extra = {"split": entry.get("split", ""), "group": entry.get("group", "")}
+        extra = {"split": _side(entry.get("split", ""), path), "group": entry.get("group", "")}
         rows += [(replace(s, **extra), shown) for s, shown in found]
         problems += more
-    return rows, problems
+    return merged(rows, problems), problems
+
+
+def _side(text: str, path: Path) -> str:
+    """The split that a word of a table means; empty where none is given."""
+    word = text.strip().lower()
+    if word and word not in SIDES:
+        hint = "Write train, val, test, support or query, or name the column in data.reader.columns."
+        raise UserError(f"{path}: there is no split {text!r}", hint)
+    return SIDES.get(word, "")
 
 
 def _label(text: str, options: Options) -> str:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from fewspect.data.listing import MASK_ENDINGS, list_images, scan, subfolders
 from fewspect.data.readers import mvtec
+from fewspect.data.readers.source import IMAGE_FOLDERS, MASK_FOLDERS, SIDES
 from fewspect.errors import UserError
 
-IMAGE_FOLDERS = ("image", "images", "imgs", "img")
-MASK_FOLDERS = ("mask", "masks", "annotations", "labels", "label", "ground_truth", "true_label")
 TABLES = tuple(
     f"{name}{ending}" for name in ("index", "labels", "samples", "list") for ending in (".csv", ".json")
 )
@@ -21,7 +20,7 @@ KNOWN_SETS = (
 )
 """Readers of their own, and what their folders hold."""
 
-RESERVED = frozenset({"train", "test", "val", "support", "query", *IMAGE_FOLDERS, *MASK_FOLDERS})
+RESERVED = frozenset({*SIDES.values(), *IMAGE_FOLDERS, *MASK_FOLDERS})
 
 
 def detect(base: Path, table: str | None = None) -> dict[str, str]:
@@ -30,21 +29,22 @@ def detect(base: Path, table: str | None = None) -> dict[str, str]:
     tables = [t for t in ([table] if table else TABLES) if (base / t).is_file()]
     if tables:
         found["table"] = f"tables {', '.join(tables)}"
-    if categories := [
-        p.name for p in (base, *subfolders(base)) if mvtec.is_category(p) and not is_support(p)
-    ]:
+    images, masks = one_of(base, IMAGE_FOLDERS), mask_folders(base)
+    paired = {images, *masks} if images and masks else set()  # images/train is no product
+    places = [p for p in (base, *subfolders(base)) if p not in paired and not is_support(p)]
+    if categories := [p.name for p in places if mvtec.is_category(p)]:
         found["mvtec"] = f"train/ or test/ with class folders in {', '.join(categories[:5])}"
     if objects := [p.name for p in (base, *subfolders(base)) if is_support(p)]:
         found["support"] = f"support/ in {', '.join(objects[:5])}"
-    if (images := one_of(base, IMAGE_FOLDERS)) and (masks := mask_folders(base)):
+    if images and masks:
         found["pairs"] = f"{images.name}/ with {', '.join(m.name for m in masks)}/"
     taken = {c for c in (categories or []) + (objects or [])}
     folders = [p for p in subfolders(base) if p.name.lower() not in RESERVED and p.name not in taken]
     classes = [p.name for p in folders if list_images(p)]
     if len(classes) > bool(tables):  # a single one beside a table is where its pictures lie
         found["classes"] = f"class folders {', '.join(classes[:5])}"
-    if not set(found) - {"classes"} and (images := list_images(base)):
-        found["flat"] = f"{len(images)} images at the top"
+    if not set(found) - {"classes"} and (loose := list_images(base)):
+        found["flat"] = f"{len(loose)} images at the top"
     return found
 
 

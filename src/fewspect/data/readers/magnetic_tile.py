@@ -5,7 +5,6 @@ groups (``magnetic_tile_groups.csv``: class, stem, ..., tile_group) keep them ap
 good under one exposure and defective under another counts as neither.
 """
 
-import csv
 from pathlib import Path
 
 from fewspect.data.index import Index
@@ -13,6 +12,7 @@ from fewspect.data.listing import IMAGE_ENDINGS, require_folder, scan, subfolder
 from fewspect.data.problems import Problem
 from fewspect.data.readers.normals import split_normals
 from fewspect.data.readers.source import TASKS_WITH_MASKS, finish, labelled
+from fewspect.data.readers.table import read_cells
 from fewspect.data.splits import hold_out, split_by_group
 from fewspect.errors import UserError
 from fewspect.types import Region, Sample
@@ -21,6 +21,7 @@ PREFIX = "MT_"
 FREE = "MT_Free"
 GROUP_FILE = "magnetic_tile_groups.csv"
 PRODUCT = "magnetic_tile"
+COLUMNS = ("class", "stem", "tile_group")
 
 
 def read(
@@ -102,13 +103,14 @@ def _read_groups(base: Path, groups: str | None) -> tuple[dict[tuple[str, str], 
     path = next((p for p in places if p.is_file()), None)
     if path is None:
         if groups:
-            raise UserError(f"{groups}: group table not found", "Correct data.groups, or set it to null.")
+            raise UserError(
+                f"{groups}: group table not found", "Correct data.reader.groups, or set it to null."
+            )
         detail = f"no {GROUP_FILE}: exposures of one tile may fall on both sides of a split"
         return {}, [Problem(str(base), "no-groups", detail, "warning")]
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        if missing := {"class", "stem", "tile_group"} - set(table.fieldnames or ()):
-            raise UserError(
-                f"{path}: no column {', '.join(sorted(missing))}", "Columns: class, stem, tile_group."
-            )
-        return {(row["class"], row["stem"]): row["tile_group"] for row in table}, []
+    header, *cells = read_cells(path, ",")
+    if missing := set(COLUMNS) - set(header):
+        raise UserError(f"{path}: no column {', '.join(sorted(missing))}", f"Columns: {', '.join(COLUMNS)}.")
+    rows = (dict(zip(header, row, strict=False)) for row in cells)
+    named = [tuple(row.get(name, "") for name in COLUMNS) for row in rows]
+    return {(cls, stem): tile for cls, stem, tile in named}, []

@@ -7,14 +7,18 @@ in ``train`` are good, images directly in ``test`` are new parts of which nothin
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fewspect.data.index import Index
-from fewspect.data.listing import IMAGE_ENDINGS, hidden, require_folder, subfolders
+from fewspect.data.listing import IMAGE_ENDINGS, hidden, list_images, require_folder, subfolders
 from fewspect.data.problems import Problem
 from fewspect.data.readers.source import (
     GOOD_NAMES,
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
     SUFFIXES,
+    Pair,
     choose_categories,
     finish,
     labelled,
@@ -66,6 +70,11 @@ def read(
         raise UserError(
             f"{base}: no folder with train/ and test/ inside", "Set data.root to an MVTec-like tree."
         )
+    if all({n.lower() for n in chosen} & {*kind} for kind in (IMAGE_FOLDERS, MASK_FOLDERS)):
+        raise UserError(
+            f"{base}: {', '.join(chosen)} hold images and their masks, they are no products",
+            "Use data=folder (layout pairs).",
+        )
     rows: Rows = []
     problems: list[Problem] = []
     for name, folder in chosen.items():
@@ -112,6 +121,8 @@ def _read_category(
             good = folder.name.lower() in GOOD_NAMES
             pairs, more = pair(folder, None if good else truth / folder.name, suffixes=suffixes)
             problems += more
+            if split != "test" and not good:
+                pairs = _without_masks_of(base / "test" / folder.name, pairs, problems)
             for item in pairs:
                 regions = {folder.name: (Region("file", item.mask, invert=invert),)} if item.mask else {}
                 rows.append(
@@ -121,6 +132,19 @@ def _read_category(
                     problems.append(
                         Problem(str(item.image), "missing-mask", "defect without mask", "warning")
                     )
+
+
+def _without_masks_of(test: Path, pairs: list[Pair], problems: list[Problem]) -> list[Pair]:
+    """Masks are named after test images: one whose name a test image has is not that of another."""
+    stems = {p.stem for p in list_images(test)} if test.is_dir() else set()
+    kept = []
+    for item in pairs:
+        shared = item.mask is not None and item.image.stem in stems
+        if shared:
+            detail = f"{item.mask} is the mask of the test image of this name: another name is needed here"
+            problems.append(Problem(str(item.image), "shared-mask", detail, "warning"))
+        kept.append(replace(item, mask=None) if shared else item)
+    return kept
 
 
 def _read_loose(folder: Path, name: str, side: str, problems: list[Problem], *, read: bool) -> Rows:

@@ -122,7 +122,7 @@ def _read(
             problems.append(Problem(str(image), "bad-annotation", where))
         else:
             region = Region("polygon", points=(points,))
-            meta = {"instance": row.get("id") or number, "row": number}
+            meta = {"instance": row.get("id") or number}
             sample = Sample(
                 image, {row["label"]: (region,)}, -1, name, split, f"{name}/{row['img_rel_path']}", meta
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fewspect.data.images import MAX_PIXELS
 from fewspect.data.index import Index
 from fewspect.data.listing import MASK_ENDINGS, scan, subfolders
 from fewspect.data.masks import SMALL_VALUES, VOID, read_index
@@ -21,6 +22,13 @@ SUFFIXES = ("", "_mask", "_gt", "_label", "-mask", "_seg")
 
 GOOD_NAMES = frozenset({"good", "ok", "normal", "no_defect", "defect_free", "defect-free", "free"})
 """Folder names and labels (lower case) that mean: no defect."""
+
+IMAGE_FOLDERS = ("image", "images", "imgs", "img")
+MASK_FOLDERS = ("mask", "masks", "annotations", "labels", "label", "ground_truth", "true_label")
+
+SIDES = {name: name for name in ("train", "val", "test", "support", "query")}
+SIDES |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+"""Words (lower case) for the splits in tables and folder names."""
 
 TASKS_WITH_MASKS = frozenset({"segment", "classify", "detect", "reconstruct"})
 TASKS_WITH_LABELS = frozenset({"classify", "detect", "reconstruct"})
@@ -127,28 +135,38 @@ def _folder(path: Path, base: Path | None) -> str:
 
 
 def index_regions(
-    mask: Path, class_names: Sequence[str] | None, *, invert: bool = False
-) -> tuple[dict[str, tuple[Region, ...]], list[Problem]]:
-    """Regions of the classes in an index mask: value v is ``class_names[v - 1]`` or ``class_v``; 255 void."""
+    image: Path,
+    mask: Path,
+    class_names: Sequence[str] | None,
+    *,
+    invert: bool = False,
+    max_pixels: int | None = None,
+) -> tuple[dict[str, tuple[Region, ...]] | None, list[Problem]]:
+    """Regions of the classes in an index mask: value v is ``class_names[v - 1]`` or ``class_v``; 255 is none.
+
+    Returns:
+        Regions, empty where the mask shows no class: the image is good. None where the mask cannot be used or
+        shows classes without a name alone: what the image shows is not known. The problems name the image.
+    """
+    where = str(image)
     try:
-        values = [int(v) for v in np.unique(read_index(mask))]
+        values = [int(v) for v in np.unique(read_index(mask, max_pixels=max_pixels or MAX_PIXELS))]
     except UserError as error:
-        return {}, [Problem(str(mask), "bad-mask", error.message)]
+        return None, [Problem(where, "bad-mask", error.message)]
     problems = []
     if VOID in values:
-        problems.append(
-            Problem(str(mask), "void", "value 255 is taken as 'do not care', not as a class", "notice")
-        )
+        detail = f"{mask.name}: value 255 ('do not care') is no class and counted as background"
+        problems.append(Problem(where, "void", detail, "notice"))
     present = [v for v in values if v not in (0, VOID)]
     if len(present) > SMALL_VALUES or any(v < 0 for v in present):
-        detail = (
-            f"{len(present)} values up to {max(present)}: no class indices; data.reader.mask_type=binary?"
-        )
-        return {}, [Problem(str(mask), "bad-mask", detail)]
+        detail = f"{mask}: {len(present)} values up to {max(present)}: no class indices; "
+        return None, [Problem(where, "bad-mask", f"{detail}data.reader.mask_type=binary?")]
     if class_names is not None and (unknown := [v for v in present if v > len(class_names)]):
-        detail = f"values {unknown} have no name among {list(class_names)}"
-        problems.append(Problem(str(mask), "unknown-class", detail))
+        detail = f"{mask}: values {unknown} have no name among {list(class_names)}"
+        problems.append(Problem(where, "unknown-class", detail))
         present = [v for v in present if v <= len(class_names)]
+        if not present:
+            return None, problems
     names = {v: class_names[v - 1] if class_names else f"class_{v}" for v in present}
     return {n: (Region("file", mask, (v,), invert),) for v, n in names.items()}, problems
 

@@ -5,6 +5,7 @@ guess ends in an error that shows the first lines.
 """
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,25 @@ def read_rows(path: Path, columns: Columns = None, separator: str | None = None)
         UserError: Unreadable, or no image column.
     """
     if path.suffix.lower() == ".json":
-        return [_renamed(row, columns if isinstance(columns, Mapping) else None) for row in _json_rows(path)]
+        named = columns if isinstance(columns, Mapping) else None
+        records = _json_rows(path)
+        return [_required(_renamed(row, named), path, [json.dumps(row)]) for row in records]
     lines = _lines(path)
-    cells = _cells(lines, separator)
+    cells = _cells(path, lines, separator)
     if columns is not None and not isinstance(columns, Mapping):
         return [_required(dict(zip(columns, row, strict=False)), path, lines) for row in cells]
     header = [name.strip() for name in cells[0]]
     rows = [_renamed(dict(zip(header, row, strict=False)), columns) for row in cells[1:]]
     return [_required(row, path, lines) for row in rows]
+
+
+def read_cells(path: Path, separator: str | None = None) -> list[list[str]]:
+    """Cells of a text table, the header's first; see ``read_rows``.
+
+    Raises:
+        UserError: Unreadable.
+    """
+    return _cells(path, _lines(path), separator)
 
 
 def _lines(path: Path) -> list[str]:
@@ -72,11 +84,15 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _cells(lines: list[str], separator: str | None) -> list[list[str]]:
+def _cells(path: Path, lines: list[str], separator: str | None) -> list[list[str]]:
     if separator == "blank":
         return [line.split() for line in lines]
     guess = separator or max(SEPARATORS, key=lines[0].count)
-    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=guess)]
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=guess)]
+    except (csv.Error, TypeError) as error:  # an open quote, a separator of two characters
+        hint = "Close every quote; data.reader.separator is one character, or blank."
+        raise UserError(f"{path}: cannot be cut into columns ({error})", hint) from error
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> Row:
@@ -95,8 +111,9 @@ def _required(row: Row, path: Path, lines: list[str]) -> Row:
     if row.get("image"):
         return row
     shown = "\n".join(f"  {line[:200]}" for line in lines[:2])
-    hint = "Set data.columns (names, or our name to theirs) and data.separator."
-    raise UserError(f"{path}: no image column found; the first lines are\n{shown}", hint)
+    hint = "Set data.reader.columns (names, or our name to theirs) and data.reader.separator."
+    what = "a record without image" if path.suffix.lower() == ".json" else "no image column found"
+    raise UserError(f"{path}: {what}; the first lines are\n{shown}", hint)
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:

@@ -159,7 +159,9 @@ def _divided(rows: Rows, folder: Path, table: list[Row]) -> tuple[Rows, list[Pro
     for sample, shown in rows:
         side = sides.pop(_key(str(sample.image)), "")
         if not side:
-            problems.append(Problem(str(sample.image), "unlisted-image", "not in the split table", "warning"))
+            detail = "not in the split table, left out"
+            problems.append(Problem(str(sample.image), "unlisted-image", detail, "warning"))
+            continue
         done.append((replace(sample, split=side), shown))
     for kind, name in sides:
         missing = f"{folder.name}: {kind} image {name} is in the split table, not on disk"

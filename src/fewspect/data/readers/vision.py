@@ -72,28 +72,41 @@ def read(
     Raises:
         UserError: Missing root, unknown fold or objects, broken JSON.
     """
-    base = require_folder(root)
+    base, group = require_folder(root), _pattern(group_pattern)
     found = [p.name for p in subfolders(base) if any((p / f / ANNOTATIONS).is_file() for f in folders)]
     table = fold_objects(fold)
     chosen, problems = choose_objects(found, table, objects, test_objects)
-    rows: list[tuple[Sample, list[str]]] = []
+    rows: list[tuple[Sample, list[str] | None]] = []
     for name, split in chosen.items():
         for folder in (base / name / f for f in folders):
             if (folder / ANNOTATIONS).is_file():
-                content = coco.read_file(folder / ANNOTATIONS, folder, box_as_mask=box_as_mask)
+                content = coco.read_file(
+                    folder / ANNOTATIONS, folder, box_as_mask=box_as_mask, max_pixels=max_pixels
+                )
                 problems += [*content.problems, *_unlisted(folder, content)]
                 rows += [
-                    (_sample(p, r, name, split, group_pattern), list(r)) for p, r in content.images.items()
+                    (_sample(p, r, name, split, group), None if p in content.unclear else list(r))
+                    for p, r in content.images.items()
                 ]
     samples, classes = labelled(rows)
     index = Index(samples, classes, TASKS_WITH_MASKS, tuple(problems))
     return finish(index, white_level=white_level, max_pixels=max_pixels)
 
 
-def _sample(path: Path, regions: dict, product: str, split: str, pattern: str | None) -> Sample:
-    match = re.search(pattern, path.name) if pattern else None
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(text) if text else None
+    except re.error as error:
+        raise UserError(
+            f"data.reader.group_pattern={text}: not a regular expression ({error})",
+            "Write one that fits the part of a file name that its group shares, e.g. '^[^_]+'.",
+        ) from error
+
+
+def _sample(path: Path, regions: dict, product: str, split: str, pattern: re.Pattern[str] | None) -> Sample:
+    match = pattern.search(path.name) if pattern else None
     group = f"{product}/{match.group()}" if match else ""
-    return Sample(path, regions, product=product, split=split, group=group, meta={"folder": path.parent.name})
+    return Sample(path, regions, product=product, split=split, group=group)
 
 
 def _unlisted(folder: Path, content: coco.CocoFile) -> list[Problem]:

@@ -145,8 +145,13 @@ def write(
         raise UserError(f"There is no toy layout {layout!r}.", f"Choose from: {', '.join(LAYOUTS)}.")
     if root.exists() and any(root.iterdir()):
         raise UserError(f"The folder {root} is not empty.", "Choose another folder or delete this one.")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise UserError(
+            f"The folder {root} could not be made ({error.strerror}).", "Choose another data.root."
+        ) from error
     try:
         work.chmod(0o755)  # mkdtemp makes private folders
         pictures = LAYOUTS[layout](Job(work, seed, side, tuple(products), tuple(defects), images, good))
