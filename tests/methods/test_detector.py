@@ -12,7 +12,9 @@ from fewspect.data.plain import good
 from fewspect.data.readers import folder
 from fewspect.data.toy.layouts import write
 from fewspect.errors import UserError
+from fewspect.methods.calibration import Calibrations, Observed, Rules
 from fewspect.methods.detector import Detector, Fitted, choose, owner_of
+from fewspect.nn.maps import smooth
 from fewspect.types import Prediction, Support
 
 SIDE = 32
@@ -176,6 +178,23 @@ def test_tiles_of_a_pixelwise_map_give_the_whole_map():
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     expected = image.float().mean(0) / 255
     assert torch.allclose(method.detect(image, Fitted("x")).prob[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["off", "on", "auto"])
+def test_the_promised_rate_holds_with_and_without_standardised_pixels(norm):
+    """Seeded simulation: statistics that had seen the maps they judged gave 0.2 instead of 0.05."""
+    random = torch.Generator().manual_seed(0)
+    method = MeanImage(maps={"pixel_norm": norm, "score": "max"})
+    ramp, alarms = torch.linspace(0, 3, 32), []
+    for _ in range(40):
+        maps = ramp + smooth(torch.randn(20 + 25, 32, 32, generator=random), 1.5)
+        good = [Observed("x", one, (32, 32), k) for k, one in enumerate(maps[:20])]
+        calibrations = Calibrations()
+        calibrations.fit(good, Rules(alpha=0.05), norm, method.finish_map)
+        found = calibrations.about("x")
+        assert (found.norm is not None) == (norm != "off")
+        alarms += [float(method.finish_map(one, (32, 32), found)[1]) > found.image for one in maps[20:]]
+    assert 0.02 < sum(alarms) / len(alarms) < 0.085
 
 
 def test_a_product_that_was_not_learned_is_named():

@@ -88,12 +88,24 @@ def test_a_defect_where_good_parts_are_calm_stands_out():
     assert PixelStats.fit(good, "on")(part).argmax() % part.shape[1] < 3
 
 
+@pytest.mark.parametrize("number", [3, 12])
+def test_statistics_without_a_map_are_those_of_the_others(number):
+    good = good_maps(aligned=True, number=number)
+    good[1] += 100  # sums of squares that do not fit float32
+    for k, stats in enumerate(PixelStats.without_each(good)):
+        others = torch.stack(good[:k] + good[k + 1 :]).double()
+        mean, variance = (smooth(x[None].float(), 2.0)[0] for x in (others.mean(0), others.var(0)))
+        assert torch.allclose(stats.mean, mean, rtol=1e-5, atol=1e-5)
+        scale = (variance + 0.1 * variance.mean()).sqrt()
+        assert torch.allclose(stats.scale, scale, rtol=1e-5)
+
+
 def test_statistics_need_maps_of_one_size_and_survive_another():
     assert PixelStats.fit(good_maps(aligned=True)[:4], "auto") is None
     assert PixelStats.fit(good_maps(aligned=True)[:4], "on") is not None
     assert PixelStats.fit([torch.rand(4, 4), torch.rand(4, 5)], "auto") is None
-    for wrong in (good_maps(aligned=True)[:1], [torch.rand(4, 4), torch.rand(4, 5)]):
-        with pytest.raises(UserError, match="two good images"):
+    for wrong in (good_maps(aligned=True)[:2], [torch.rand(4, 4)] * 2 + [torch.rand(4, 5)]):
+        with pytest.raises(UserError, match="three good images"):
             PixelStats.fit(wrong, "on")
     stats = PixelStats.fit(good_maps(aligned=True), "on")
     assert stats(torch.rand(33, 50)).shape == (33, 50)

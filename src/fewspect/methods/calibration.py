@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, repeat
 from typing import Literal
 
 import torch
@@ -156,13 +156,16 @@ def _read(tensors: Mapping[str, Tensor]) -> Calibration:
 
 
 def _calibrate(good: list[Observed], rules: Rules, norm: str, finish: Finish) -> Calibration:
-    stats = PixelStats.fit([o.raw for o in good], norm) if norm != "off" else None
-    start = Calibration(0.0, 0.0, 0.0, 0, torch.zeros(0), (0.0, 1.0), stats)
+    """Thresholds of one product; standardised maps are judged by the statistics of the others."""
+    maps = [o.raw for o in good]
+    stats = PixelStats.fit(maps, norm) if norm != "off" else None
+    others = repeat(None) if stats is None else PixelStats.without_each(maps)
+    start = Calibration(0.0, 0.0, 0.0, 0, torch.zeros(0), (0.0, 1.0))
     largest = max(o.size[0] * o.size[1] for o in good)
     kept = set(_evenly(len(good), PIXELS // largest))
     finals, scores = [], []
-    for k, one in enumerate(good):
-        final, score = finish(one.raw, one.size, start)
+    for k, (one, norms) in enumerate(zip(good, others, strict=False)):  # ``repeat`` never ends
+        final, score = finish(one.raw, one.size, replace(start, norm=norms))
         scores.append(float(score))
         if k in kept:
             finals.append(final.cpu().numpy())

@@ -6,7 +6,7 @@ B maps, H x W pixels, N = H * W.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ SHARED_FLOOR = 0.1
 
 AUTO_FACTOR = 1.0
 """Maps count as aligned when what they share varies more, by this factor, than what is peculiar to each."""
+
+FEWEST_MAPS = 3
+"""A map is judged by the statistics of the others, and one map has no variance."""
 
 AUTO_MAPS = 5
 """Fewer good maps do not tell what is shared from chance."""
@@ -128,18 +131,41 @@ class PixelStats:
             None where ``auto`` decides against it.
 
         Raises:
-            UserError: ``on``, but there are fewer than two maps or they differ in size.
+            UserError: ``on``, but there are fewer than ``FEWEST_MAPS`` or they differ in size.
         """
-        if len(maps) < 2 or len({m.shape for m in maps}) > 1:
+        if len(maps) < FEWEST_MAPS or len({m.shape for m in maps}) > 1:
             if mode == "auto":
                 return None
             raise UserError(
-                "Standardising every pixel needs at least two good images whose maps have one size.",
+                "Standardising every pixel needs at least three good images whose maps have one size.",
                 "Give more good images, tile after a zoom, or set method.maps.pixel_norm=off.",
             )
         mean, variance = _moments(maps)
         if mode == "auto" and (len(maps) < AUTO_MAPS or not aligned(mean, variance)):
             return None
+        return cls._blurred(mean, variance)
+
+    @classmethod
+    def without_each(cls, maps: Sequence[Tensor]) -> "Iterator[PixelStats]":
+        """Statistics of all maps but one, for each of them in turn: how a map is judged as a new one would be.
+
+        Statistics that have seen a map call it more normal than they will call the next one. One pass per
+        map: its share is taken out of the sums of all, which is exact.
+
+        Args:
+            maps: Raw maps (h, w) that ``fit`` has taken.
+        """
+        number = len(maps)
+        mean, variance = _moments(maps)
+        total = variance * (number - 1)
+        for one in maps:
+            away = one - mean
+            left = total - away**2 * (number / (number - 1))
+            yield cls._blurred(mean - away / (number - 1), left.clamp(min=0) / (number - 2))
+
+    @classmethod
+    def _blurred(cls, mean: Tensor, variance: Tensor) -> "PixelStats":
+        """Statistics of moments (h, w) float64."""
         mean, variance = (smooth(part[None].float(), SHARED_BLUR)[0] for part in (mean, variance))
         scale = (variance + SHARED_FLOOR * variance.mean()).clamp(min=VARIANCE_FLOOR).sqrt()
         return cls(mean, scale)
