@@ -21,11 +21,11 @@ SIDE = 64
 CLASSES = ("hole", "scratch")
 
 
-def episode(image, mask, name, product="board"):
+def episode(image, mask, name, product="board", label=None):
     side = image.shape[-1]
     return Episode(
         *(torch.zeros(0, 3, side, side), torch.zeros(0, side, side), torch.zeros(0), torch.zeros(0)),
-        *(image[None], mask[None], torch.zeros(1), CLASSES),
+        *(image[None], mask[None], torch.tensor([int(mask.any()) if label is None else label]), CLASSES),
         product=product,
         paths=(f"x/{name}.png",),
     )
@@ -152,6 +152,14 @@ def test_what_is_missing_is_named():
         paste.setup_data(DataInfo(CLASSES, tasks=frozenset({"classify"}), protocol="labelled"))
 
 
+def test_a_defect_without_a_pixel_in_its_mask_is_no_good_ground():
+    paste = observed()
+    empty = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+    paste.observe([episode(torch.zeros(3, SIDE, SIDE), empty, "speck", label=1)])
+    assert len(paste._good["board"]) == 4
+    assert len(paste._patches["board"]) == 4
+
+
 # -- the command line ----------------------------------------------------------------------------------------
 
 TOY = (
@@ -173,6 +181,19 @@ def generated(tmp_path_factory):
     done = run(*TOY, "mode=generate", "generate.count=48", "generate.folder=made", cwd=place)
     assert done.returncode == 0, done.stderr
     return place, done
+
+
+def test_good_images_alone_do_for_shapes_of_noise(tmp_path):
+    (tmp_path / "parts/good").mkdir(parents=True)
+    for k in range(3):
+        pixels = np.random.default_rng(k).integers(90, 110, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"parts/good/{k}.png")
+    kinds = [f"method.kinds.{kind}={int(kind == 'perlin')}" for kind in ("poisson", "cut", "perlin")]
+    folder_of_good = ("data=folder", "data.root=parts", "data.side=64", "data.workers=0", "generate.count=2")
+    done = run("mode=generate", "method=paste", *folder_of_good, *kinds, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [manifest] = tmp_path.rglob("manifest.json")
+    assert json.loads(manifest.read_text())["classes"] == ["anomaly"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ Example:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -80,6 +80,7 @@ class Paste(Generator):
     """
 
     fit_kind = "none"
+    needs: ClassVar[str] = "detect"  # shapes of noise need good images alone; what lacks a mask is named
 
     def __init__(
         self,
@@ -113,7 +114,10 @@ class Paste(Generator):
         return (*self.info.classes, ANOMALY) if more else self.info.classes
 
     def observe(self, batch: list[Episode]) -> None:
-        """Keep good images, and cut the defects out of the others."""
+        """Keep good images, and cut the defects out of the others.
+
+        An image whose defect is too small for a pixel of its squashed mask is neither.
+        """
         for episode in batch:
             pixels = (episode.query_image[0] * 255).round().to(torch.uint8)  # (3, side, side)
             pixels = pixels.movedim(0, -1).contiguous().numpy()
@@ -123,7 +127,7 @@ class Paste(Generator):
             if mask.any():
                 patches = [_cut(pixels, mask == k, int(k), name, group) for k in np.unique(mask[mask > 0])]
                 self._patches.setdefault(episode.product, []).extend(patches)
-            else:
+            elif int(episode.query_label[0]) == 0:
                 self._good.setdefault(episode.product, []).append((pixels, name, group))
 
     def generate(self, numbers: Sequence[int]) -> list[Generated]:
