@@ -147,10 +147,10 @@ class PixelStats:
 
     @classmethod
     def without_each(cls, maps: Sequence[Tensor]) -> "Iterator[PixelStats]":
-        """Statistics of all maps but one, for each of them in turn: how a map is judged as a new one would be.
+        """Statistics of all maps but one, for each of them in turn.
 
-        Statistics that have seen a map call it more normal than they will call the next one. One pass per
-        map: its share is taken out of the sums of all, which is exact.
+        Statistics that have seen a map call it more normal than they will call the next one; without it they
+        judge it as they would a new one. Its share is taken out of the sums of all, exactly.
 
         Args:
             maps: Raw maps (h, w) that ``fit`` has taken.
