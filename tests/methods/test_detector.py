@@ -12,6 +12,7 @@ from fewspect.data.plain import good
 from fewspect.data.readers import folder
 from fewspect.data.toy.layouts import write
 from fewspect.errors import UserError
+from fewspect.methods.base import of_all_processes
 from fewspect.methods.calibration import Calibrations, Observed, Rules
 from fewspect.methods.detector import Detector, Fitted, choose, owner_of
 from fewspect.nn.maps import smooth
@@ -227,6 +228,36 @@ def test_a_marked_region_grows_down_to_a_share_of_the_threshold(data, tmp_path):
     assert all(bool((a.mask >= b.mask).all()) for a, b in zip(after, before, strict=True))
     assert sum(int(a.mask.sum()) for a in after) > sum(int(b.mask.sum()) for b in before)
     assert all(a.mask.any() == b.mask.any() for a, b in zip(after, before, strict=True)), "nothing new begins"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"threshold": {"p": 95}}, r"method\.threshold\.p=95"),
+        ({"threshold": {"image": "max", "alpha": 0}}, r"method\.threshold\.alpha=0"),
+        ({"threshold": {"image": "max", "pixel": "pixel_fpr", "alpha": 2}}, r"method\.threshold\.alpha=2"),
+        ({"threshold": {"pixel": "legacy_area", "area": 0}}, r"method\.threshold\.area=0"),
+        ({"threshold": {"factor": -1}}, r"method\.threshold\.factor=-1"),
+        ({"evaluate": {"stride": 0}}, r"method\.evaluate\.stride=0"),
+        ({"evaluate": {"tiles_per_batch": 0}}, r"method\.evaluate\.tiles_per_batch=0"),
+        ({"maps": {"score": "top1percent"}}, "no image score 'top1percent'"),
+        ({"maps": {"smooth": -1.0}}, r"method\.maps\.smooth=-1"),
+        ({"loss_weights": {"l1": 2.0}}, r"method\.loss_weights: MeanImage has no losses"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_learned(options, told):
+    with pytest.raises(UserError, match=told):
+        MeanImage(**options)
+
+
+def test_what_several_processes_have_seen_comes_together(monkeypatch):
+    def gathered(parts, mine):
+        parts[:] = [mine, ["theirs"]]
+
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    assert of_all_processes(["mine"]) == ["mine", "theirs"]
 
 
 def test_a_share_of_the_threshold_is_a_share():

@@ -196,6 +196,9 @@ def test_gpd_finds_the_quantile_of_a_known_tail(shape):
 def test_gpd_extrapolates_beyond_the_largest_and_needs_a_tail():
     maps = [np.array([[x]]) for x in np.random.default_rng(1).exponential(size=40)]
     assert pixel_threshold(name="gpd", maps=maps, alpha=0.001) > max(m.max() for m in maps)
+    with pytest.raises(UserError, match=r"tail of 0\.5") as caught:
+        pixel_threshold(name="gpd", maps=maps, alpha=0.6)
+    assert "method.threshold.alpha below 0.5" in caught.value.hint
     for wrong in ({"maps": maps[:3]}, {"maps": [np.ones((2, 2))] * 30}, {"maps": maps, "alpha": 0.6}):
         with pytest.raises(UserError, match="gpd"):
             pixel_threshold(name="gpd", **wrong)

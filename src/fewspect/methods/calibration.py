@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fewspect.errors import UserError
 from fewspect.methods.products import Products
 from fewspect.nn import thresholds
 from fewspect.nn.maps import PixelStats
@@ -51,6 +52,24 @@ class Rules:
     k: float = 3.0
     value: float = 0.0
     factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail after the first epoch.
+
+        Raises:
+            UserError: A number outside of its range.
+        """
+        asked = {
+            "alpha": (0 < self.alpha < 1, "a share in (0, 1), e.g. 0.05"),
+            "p": (0 <= self.p <= 1, "a share in [0, 1], e.g. 0.95"),
+            "area": (self.area >= 1, "a number of pixels, at least 1"),
+            "factor": (self.factor > 0, "a positive number; 1 changes nothing"),
+        }
+        for name, (right, what) in asked.items():
+            if not right:
+                raise UserError(
+                    f"method.threshold.{name}={getattr(self, name)} is out of range.", f"Give {what}."
+                )
 
     def of_pixel(self) -> dict[str, float]:
         """What the chosen pixel estimator takes of these."""

@@ -39,6 +39,10 @@ VARIANCE_FLOOR = 1e-12
 """Keeps maps that never vary finite."""
 
 
+TOP = re.compile(r"top(?:(\d*\.?\d+)pct|([1-9]\d*))")
+"""Image scores that average the largest pixels: a percentage or a number of them."""
+
+
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian filter, rows and columns one after the other.
 
@@ -78,6 +82,16 @@ def border_guard(maps: Tensor, border: int, gain: float) -> Tensor:
     return maps * factor
 
 
+def require_score(rule: str) -> None:
+    """Refuse a rule that ``image_score`` does not know.
+
+    Raises:
+        UserError: Unknown rule.
+    """
+    if rule not in ("max", "mean") and not TOP.fullmatch(rule):
+        raise UserError(f"There is no image score '{rule}'.", "Use max, mean, top1pct or top100.")
+
+
 def image_score(maps: Tensor, rule: str) -> Tensor:
     """Score of every map (4.4).
 
@@ -97,9 +111,9 @@ def image_score(maps: Tensor, rule: str) -> Tensor:
         return flat.amax(1)
     if rule == "mean":
         return flat.mean(1)
-    found = re.fullmatch(r"top(?:(\d*\.?\d+)pct|([1-9]\d*))", rule)
-    if not found:
-        raise UserError(f"There is no image score '{rule}'.", "Use max, mean, top1pct or top100.")
+    require_score(rule)
+    found = TOP.fullmatch(rule)
+    assert found is not None
     pixels = flat.shape[1]
     count = int(found[2]) if found[2] else max(1, math.floor(float(found[1]) * pixels / 100))
     return flat.topk(min(count, pixels), sorted=False).values.mean(1)

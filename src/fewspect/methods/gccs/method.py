@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewspect.errors import UserError
+from fewspect.methods.base import of_all_processes
 from fewspect.methods.classifier import Classifier, query, stack
 from fewspect.methods.gccs import training
 from fewspect.methods.gccs.filtering import Filter
@@ -72,7 +73,8 @@ class Gccs(Classifier):
         syn_shots: All synthetic supports of a class count like so many real ones; 0 = each like one.
         recogniser: ``centres`` (graph and transport), or a baseline: ``nearest`` class mean, ``laplacian``,
             ``tim``, ``text`` (cosine to the class text).
-        text_weight: Factor on the log-probabilities of the texts themselves, added to the scores; 0 = none.
+        text_weight: ``centres``: factor on the log-probabilities of the texts themselves, added to the
+            scores; 0 = none.
         graph: Fields of ``Graph``; ``node: none`` is PT-MAP.
         centres: Fields of ``Centres`` but the transport.
         transport: Fields of ``Transport``.
@@ -81,7 +83,7 @@ class Gccs(Classifier):
         options: See ``Method``.
 
     Raises:
-        UserError: A preset or value that does not exist.
+        UserError: A preset or value that does not exist, or an option that would do nothing.
     """
 
     not_exported = "its graph of supports and queries is made anew for every episode"
@@ -118,6 +120,11 @@ class Gccs(Classifier):
         super().__init__(**options)
         self.automatic_optimization = False
         self.preset, self.settings = preset, settings
+        if text_weight and recogniser != "centres":
+            raise UserError(
+                f"method.recogniser={recogniser} does not read method.text_weight={text_weight}.",
+                "Set method.recogniser=centres, or method.text_weight=0.",
+            )
         self.recogniser, self.text_weight, self.chunk_mb = recogniser, text_weight, chunk_mb
         self.graphs = graphs(settings, graph or {})
         plan = Transport(**{**settings.transport, **(transport or {})})
@@ -324,15 +331,17 @@ class Gccs(Classifier):
     def _conclude(self, split: str) -> None:
         """Beside the metrics: seen against unseen, and how many queries are in touch with a support."""
         super()._conclude(split)
-        for name in self._compared[0] if self._compared else ():
-            self.log(f"{split}/{name}", float(np.mean([v[name] for v in self._compared])))
-        if self.preset == "coded" and self._asked:
-            made, asked = self._asked
+        compared, touching = (of_all_processes(part) for part in (self._compared, self._contact))
+        for name in compared[0] if compared else ():
+            self.log(f"{split}/{name}", float(np.mean([v[name] for v in compared])))
+        known_of = [asked for asked in of_all_processes([self._asked]) if asked]
+        if self.preset == "coded" and known_of:
+            made, asked = known_of[-1]
             accuracy = self._suite(split).compute()["accuracy"]
             self.log(f"{split}/acc_as_coded_inflated", accuracy_as_coded(float(accuracy), made, asked))
-        if not self._contact:
+        if not touching:
             return
-        contact = torch.cat(self._contact).mean()
+        contact = torch.cat(touching).mean()
         self.log(f"{split}/contact", contact)
         if contact < CONTACT:
             log.warning(
