@@ -148,6 +148,17 @@ def test_what_is_missing_is_named():
         paste.generate([0])
     with pytest.raises(UserError, match="pasta does not exist"):
         Paste(kinds={"pasta": 1.0})
+    for wrong, told in (
+        ({"defects": [2, 1]}, r"method\.defects=\[2, 1\]"),
+        ({"defects": [1]}, r"method\.defects=\[1\]"),
+        ({"scale": [1.3, 0.7]}, r"method\.scale=\[1\.3, 0\.7\]"),
+        ({"scale": [0, 0]}, r"method\.scale=\[0, 0\]"),
+        ({"strength": [1, 0.8]}, r"method\.strength=\[1, 0\.8\]"),
+        ({"jitter": -3}, r"method\.jitter=-3"),
+        ({"kinds": {"cut": 1.0, "perlin": -1.0}}, "perlin is negative"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Paste(**wrong)
     with pytest.raises(UserError, match="this data set allows: classify"):
         paste.setup_data(DataInfo(CLASSES, tasks=frozenset({"classify"}), protocol="labelled"))
 
