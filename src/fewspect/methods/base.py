@@ -30,8 +30,8 @@ class Method(pl.LightningModule):
     """Base of all methods.
 
     Class attributes:
-        task: What it does: ``segment``, ``classify``, ``detect``, ``reconstruct`` or ``generate``; the data
-            must allow it.
+        task: What it does: ``segment``, ``label``, ``classify``, ``detect`` or ``generate``; the data must
+            allow it, or what ``needs`` says.
         needs: What the annotations must allow, where that is not ``task``.
         fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing
             is differentiated) or ``none`` (training is skipped).

@@ -208,6 +208,8 @@ def ddim(schedule: Schedule, x: Tensor, output: Tensor, x0: Tensor, move: Move) 
 class Ancestral:
     """The step of DDPM (Ho et al. 2020): mean of the posterior plus given noise, none at t = 0.
 
+    Not offered for drawing: what the original's numbers are compared with (parity).
+
     Args:
         noise: (T, B, C, H, W); entry j belongs to the j-th step from T - 1 down.
     """

@@ -61,6 +61,7 @@ class Supervised(Method):
     task = "label"
     needs = "detect"  # images without masks can be asked about; learning from them is refused by the data
     protocols = ("labelled",)
+    not_exported = "its maps are resized class by class, which nobody has written as a graph"
     schema: ClassVar[dict[str, Any]] = {"loss": Loss, "optimizer": optim.build}
 
     def __init__(
