@@ -1,3 +1,4 @@
+import deecamp_masks
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from fewspect.errors import UserError
-from fewspect.nn import legacy, thresholds
+from fewspect.nn import thresholds
 from fewspect.nn.maps import PixelStats, border_guard, image_score, smooth
 
 
@@ -118,11 +119,11 @@ def test_statistics_need_maps_of_one_size_and_survive_another():
 
 def test_fault_16_float_maps_keep_what_256_levels_lose():
     similarity = np.random.default_rng(0).uniform(0.2, 0.8, (64, 64))
-    levels = legacy.quantised(similarity, (64, 64))
+    levels = deecamp_masks.quantised(similarity, (64, 64))
     assert (similarity - levels / 255).mean() == pytest.approx(0.5 / 255, rel=0.05)  # truncated, not rounded
     good = np.full((8, 8), 0.5)
     defect = good + 0.001  # a quarter of a grey level
-    assert np.array_equal(legacy.quantised(good, (8, 8)), legacy.quantised(defect, (8, 8)))
+    assert np.array_equal(deecamp_masks.quantised(good, (8, 8)), deecamp_masks.quantised(defect, (8, 8)))
     assert (defect > thresholds.pixel_threshold(name="max", maps=[good])).all()
 
 
@@ -137,7 +138,7 @@ def test_fault_3_thresholds_do_not_carry_over_between_windows():
     pairs = [(a.astype(np.uint8), b.astype(np.uint8)) for a, b in pairs]
 
     def residuals(part, window):
-        return [1 - legacy.similarity(*pair, window) for pair in part]
+        return [1 - deecamp_masks.similarity(*pair, window) for pair in part]
 
     def alarms(window):
         threshold = thresholds.mask_area(residuals(pairs[:12], window), area=20, share=1.0)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fewspect.errors import UserError
 from fewspect.methods.base import of_all_processes
-from fewspect.methods.classifier import Classifier, query, stack
+from fewspect.methods.classifier import Classifier, known, one, query, stack
 from fewspect.methods.gccs import training
 from fewspect.methods.gccs.filtering import Filter
 from fewspect.methods.gccs.generators import (
@@ -37,7 +37,7 @@ from fewspect.methods.gccs.generators import (
     require_one_space,
 )
 from fewspect.methods.gccs.presets import MANY, Preset, Source, chosen, graphs
-from fewspect.methods.gccs.supports import GccsState, Supports, known
+from fewspect.methods.gccs.supports import GccsState, Supports
 from fewspect.methods.gccs.training import Contrast
 from fewspect.metrics.generalised import generalised
 from fewspect.metrics.legacy import accuracy_as_coded
@@ -229,7 +229,7 @@ class Gccs(Classifier):
                 group = [batch[p] for p in places]
                 state = self._supports().state(_stacked(group), [e.index for e in group])
                 together = self.predict(query(group), state)
-                found |= {p: _one(together, i) for i, p in enumerate(places)}
+                found |= {p: one(together, i) for i, p in enumerate(places)}
         return [found[p] for p in range(len(batch))]
 
     def adapt(self, support: Support) -> GccsState:
@@ -266,7 +266,7 @@ class Gccs(Classifier):
             label = torch.where(unknown > score, -1, plan.argmax(-1) + 1)
             score, extra = 1 - unknown, extra | {"label": label}
         found = Prediction(logits=plan.clamp(min=TINY).log(), score=score, extra=extra)
-        return _one(found, 0) if alone else found
+        return one(found, 0) if alone else found
 
     def _solve(self, state: GccsState, asked: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Plan (E, Q, K), share of the unknown (E, Q) or None, contact (E,)."""
@@ -381,9 +381,3 @@ def _stacked(group: list[Episode]) -> Support:
     """Supports of several episodes as one, texts as well."""
     texts = [e.text for e in group if e.text is not None]
     return replace(stack(group), text=torch.stack(texts) if texts else None)
-
-
-def _one(together: Prediction, place: int) -> Prediction:
-    """The answer for one episode."""
-    pick = {k: known(getattr(together, k))[place] for k in ("logits", "score")}
-    return replace(together, **pick, extra={k: v[place] for k, v in together.extra.items()})
