@@ -34,7 +34,7 @@ def episode(image, mask, name, product="board", label=None):
 def observed(side=SIDE, **options):
     """A grey product with a black square (class 1) and a white line (class 2)."""
     paste = Paste(**options)
-    paste.setup_data(DataInfo(CLASSES, ("board",), frozenset({"segment"}), False, side, "labelled"))
+    paste.setup_data(DataInfo(CLASSES, ("board",), frozenset({"segment", "detect"}), False, side, "labelled"))
     r = torch.manual_seed(0)
     for k in range(4):
         good = 0.5 + 0.02 * torch.randn(3, side, side, generator=r).clamp(-2, 2)

@@ -331,7 +331,7 @@ class Gccs(Classifier):
     def _conclude(self, split: str) -> None:
         """Beside the metrics: seen against unseen, and how many queries are in touch with a support."""
         super()._conclude(split)
-        compared, touching = (of_all_processes(part) for part in (self._compared, self._contact))
+        compared, touching = of_all_processes(self._compared), of_all_processes(self._contact)
         for name in compared[0] if compared else ():
             self.log(f"{split}/{name}", float(np.mean([v[name] for v in compared])))
         known_of = [asked for asked in of_all_processes([self._asked]) if asked]
