@@ -14,6 +14,7 @@ from fewspect.data.extra import Extra, content
 from fewspect.data.index import Index
 from fewspect.data.labelled import Labelled, LabelledDataset, chosen
 from fewspect.data.module import DataModule
+from fewspect.data.readers import folder
 from fewspect.data.readers.toy import read
 from fewspect.errors import UserError
 from fewspect.types import IGNORE, Episode, Region, Sample
@@ -74,6 +75,19 @@ def test_resuming_goes_on_at_the_very_item(reader):
     module = make(reader, batch_size=2)
     module.resume(1, 3)
     assert all(equal(a, b) for a, b in zip(whole[1][6:], epochs(module)[1], strict=True))
+
+
+def test_an_image_whose_defect_vanishes_by_squashing_is_not_good(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    mask = np.zeros((64, 64), np.uint8)
+    mask[1, 1] = 255  # between the pixels that the nearest of 8 x 8 are taken from
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "images/a.png")
+    index = folder.read(str(tmp_path))
+    item = LabelledDataset(index.samples, index.classes, side=8)[0]
+    assert not item.query_mask.any()
+    assert int(item.query_label) == 1
 
 
 def test_augmentation_changes_image_and_labels_alike(reader):

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -232,6 +233,30 @@ def test_several_products_are_asked_for_by_name():
     assert method.control([0], [Wish(product="wood")])[0].product == "wood"
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_defect_that_no_mask_shows_is_not_learned_as_good(tmp_path, caplog, keep):
+    class Data2(Data):
+        def dataset(self, part):
+            del part
+            return [replace(e, query_mask=0 * e.query_mask) if e.index == 1 else e for e in Pictures(4)]
+
+    method = made(keep=keep)
+    trainer = fitted(tmp_path, method, Data2(steps=1), epochs=1)
+    if keep:
+        assert len(method._pool[0]) == 3
+        assert "1 of 4 training pictures are left out: at data.side=16" in caplog.text
+    method.observe(trainer.datamodule.dataset("train"))
+    assert all(names for names, _ in method._shown)
+    assert len(method._batch(trainer.datamodule.dataset("train"))[0]) == 3
+
+
+def test_the_released_countdowns_refuse_to_vary_a_picture():
+    wish = Wish(image=torch.rand(3, SIDE, SIDE), start=0.5)
+    with pytest.raises(UserError, match=r"generate\.start=0\.5 with method\.released=true"):
+        made(released=True).control([0], [wish])
+    assert len(made(released=True).preview()) == 6
+
+
 # -- mistakes ------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +309,11 @@ def test_a_run_on_other_classes_is_refused_by_name(saved):
         ({}, info(side=18), r"data.side=18 is no multiple of 4"),
         ({"net": {"width": 48}}, None, "no multiple of 32"),
         ({"switch": 2.0}, None, r"method.switch=2.0"),
+        ({"crop": 6}, None, r"method.crop=6 is no multiple of 4"),
+        ({"crop": 0}, None, r"method.crop=0 is no multiple of 4"),
+        ({"steps": 0}, None, r"method.steps=0 of 1000"),
+        ({"steps": 1001}, None, r"method.steps=1001 of 1000"),
+        ({"stage": "small", "small": "run"}, None, r"method.small=run goes with a large network"),
     ],
 )
 def test_sizes_that_do_not_exist_are_refused(options, known, says):

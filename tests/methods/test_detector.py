@@ -12,7 +12,10 @@ from fewspect.data.plain import good
 from fewspect.data.readers import folder
 from fewspect.data.toy.layouts import write
 from fewspect.errors import UserError
+from fewspect.methods.base import of_all_processes
+from fewspect.methods.calibration import Calibrations, Observed, Rules
 from fewspect.methods.detector import Detector, Fitted, choose, owner_of
+from fewspect.nn.maps import smooth
 from fewspect.types import Prediction, Support
 
 SIDE = 32
@@ -178,6 +181,23 @@ def test_tiles_of_a_pixelwise_map_give_the_whole_map():
     assert torch.allclose(method.detect(image, Fitted("x")).prob[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["off", "on", "auto"])
+def test_the_promised_rate_holds_with_and_without_standardised_pixels(norm):
+    """Seeded simulation: statistics that had seen the maps they judged gave 0.2 instead of 0.05."""
+    random = torch.Generator().manual_seed(0)
+    method = MeanImage(maps={"pixel_norm": norm, "score": "max"})
+    ramp, alarms = torch.linspace(0, 3, 32), []
+    for _ in range(40):
+        maps = ramp + smooth(torch.randn(20 + 25, 32, 32, generator=random), 1.5)
+        good = [Observed("x", one, (32, 32), k) for k, one in enumerate(maps[:20])]
+        calibrations = Calibrations()
+        calibrations.fit(good, Rules(alpha=0.05), norm, method.finish_map)
+        found = calibrations.about("x")
+        assert (found.norm is not None) == (norm != "off")
+        alarms += [float(method.finish_map(one, (32, 32), found)[1]) > found.image for one in maps[20:]]
+    assert 0.02 < sum(alarms) / len(alarms) < 0.085
+
+
 def test_a_product_that_was_not_learned_is_named():
     with pytest.raises(UserError, match="'screw'"):
         choose("screw", {"wood": 1, "board": 2})
@@ -208,6 +228,36 @@ def test_a_marked_region_grows_down_to_a_share_of_the_threshold(data, tmp_path):
     assert all(bool((a.mask >= b.mask).all()) for a, b in zip(after, before, strict=True))
     assert sum(int(a.mask.sum()) for a in after) > sum(int(b.mask.sum()) for b in before)
     assert all(a.mask.any() == b.mask.any() for a, b in zip(after, before, strict=True)), "nothing new begins"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"threshold": {"p": 95}}, r"method\.threshold\.p=95"),
+        ({"threshold": {"image": "max", "alpha": 0}}, r"method\.threshold\.alpha=0"),
+        ({"threshold": {"image": "max", "pixel": "pixel_fpr", "alpha": 2}}, r"method\.threshold\.alpha=2"),
+        ({"threshold": {"pixel": "legacy_area", "area": 0}}, r"method\.threshold\.area=0"),
+        ({"threshold": {"factor": -1}}, r"method\.threshold\.factor=-1"),
+        ({"evaluate": {"stride": 0}}, r"method\.evaluate\.stride=0"),
+        ({"evaluate": {"tiles_per_batch": 0}}, r"method\.evaluate\.tiles_per_batch=0"),
+        ({"maps": {"score": "top1percent"}}, "no image score 'top1percent'"),
+        ({"maps": {"smooth": -1.0}}, r"method\.maps\.smooth=-1"),
+        ({"loss_weights": {"l1": 2.0}}, r"method\.loss_weights: MeanImage has no losses"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_learned(options, told):
+    with pytest.raises(UserError, match=told):
+        MeanImage(**options)
+
+
+def test_what_several_processes_have_seen_comes_together(monkeypatch):
+    def gathered(parts, mine):
+        parts[:] = [mine, ["theirs"]]
+
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    assert of_all_processes(["mine"]) == ["mine", "theirs"]
 
 
 def test_a_share_of_the_threshold_is_a_share():

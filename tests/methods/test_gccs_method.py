@@ -5,6 +5,7 @@ import torch
 from gccs_worlds import accuracies, digit_episodes, episode, percent, seen_episode, toy, unseen_episodes
 
 from fewspect.errors import UserError
+from fewspect.methods.classifier import Classifier
 from fewspect.methods.gccs import filtering, loss
 from fewspect.methods.gccs.generators import Contrastive, RidgeGaussian, TextVector
 from fewspect.methods.gccs.method import Gccs
@@ -95,6 +96,25 @@ def test_presets_differ_and_are_named():
     assert [Gccs().graphs[False, alone].cross_k for alone in (False, True)] == [4, 0]
     with pytest.raises(UserError, match="preset=x"):
         Gccs(preset="x")
+
+
+@pytest.mark.parametrize("recogniser", ["nearest", "laplacian", "tim", "text"])
+def test_a_weight_that_nothing_reads_is_refused(recogniser):
+    with pytest.raises(UserError, match=rf"recogniser={recogniser} does not read method\.text_weight=0\.5"):
+        Gccs(recogniser=recogniser, text_weight=0.5)
+
+
+def test_all_processes_are_in_what_is_logged(monkeypatch):
+    """Another process has touched nothing, and compares with twice the accuracy."""
+    method, logged = Gccs(), {}
+    method.setup_data(DataInfo(protocol="ways"))
+    theirs = iter([[{"seen": 1.0}], [torch.zeros(1)] * 3, [None]])
+    monkeypatch.setattr("fewspect.methods.gccs.method.of_all_processes", lambda mine: mine + next(theirs))
+    monkeypatch.setattr(Classifier, "_conclude", lambda *_: None)
+    method.log = lambda name, value: logged.update({name: float(value)})
+    method._compared, method._contact = [{"seen": 0.5}], [torch.ones(1)]
+    method._conclude("test")
+    assert logged == {"test/seen": 0.75, "test/contact": 0.25}
 
 
 def test_what_is_missing_is_told():

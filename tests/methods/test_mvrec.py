@@ -108,6 +108,9 @@ def test_choices_that_do_not_fit_are_told():
         ({"reject": 1.5}, "no share"),
         ({"head": "zip_f", "reject": 0.1}, "training of its own"),
         ({"text_weight": -1.0}, "no share"),
+        ({"text_weight": 0.5, "transductive": "laplacian"}, "transductive=laplacian reads no"),
+        ({"text_weight": 0.5, "transductive": "pt_map"}, "transductive=pt_map reads no"),
+        ({"head": "zip_f", "training": {"steps": 0}}, r"method\.training\.steps=0"),
         ({"merge": "mean_feature"}, "compares views one by one"),
     ):
         with pytest.raises(UserError, match=told):

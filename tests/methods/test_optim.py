@@ -1,6 +1,7 @@
 """Learning rates of the published recipe, schedules, and what is refused."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,6 +138,28 @@ def test_options_reach_the_optimiser():
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["momentum"] == 0.5
     assert optimizer.param_groups[0]["weight_decay"] == 0
+
+
+def test_a_training_without_an_end_has_no_plan():
+    assert optim.planned_steps(SimpleNamespace(estimated_stepping_batches=12)) == 12
+    with pytest.raises(UserError, match=r"trainer\.max_epochs=-1"):
+        optim.planned_steps(SimpleNamespace(estimated_stepping_batches=float("inf")))
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_gradients_are_clipped_to_their_own_length_whatever_they_are_scaled_by(scale):
+    """With 16-mixed the gradients of manual optimisation are multiplied by the scaler's factor."""
+    scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
+    factor = scale or 1.0
+    strategy = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    method = SimpleNamespace(
+        trainer=SimpleNamespace(strategy=strategy),
+        manual_backward=lambda loss, inputs: (factor * loss).backward(inputs=inputs),
+    )
+    optimizer = SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
+    optim.minimise(method, weight.square().sum() / 2, optimizer, [weight], clip=2.5)
+    assert torch.allclose(weight.grad / factor, torch.tensor([1.5, 2.0]), atol=1e-5), "half of (3, 4)"
 
 
 def test_mistakes_are_explained():

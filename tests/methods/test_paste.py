@@ -21,11 +21,11 @@ SIDE = 64
 CLASSES = ("hole", "scratch")
 
 
-def episode(image, mask, name, product="board"):
+def episode(image, mask, name, product="board", label=None):
     side = image.shape[-1]
     return Episode(
         *(torch.zeros(0, 3, side, side), torch.zeros(0, side, side), torch.zeros(0), torch.zeros(0)),
-        *(image[None], mask[None], torch.zeros(1), CLASSES),
+        *(image[None], mask[None], torch.tensor([int(mask.any()) if label is None else label]), CLASSES),
         product=product,
         paths=(f"x/{name}.png",),
     )
@@ -34,7 +34,7 @@ def episode(image, mask, name, product="board"):
 def observed(side=SIDE, **options):
     """A grey product with a black square (class 1) and a white line (class 2)."""
     paste = Paste(**options)
-    paste.setup_data(DataInfo(CLASSES, ("board",), frozenset({"segment"}), False, side, "labelled"))
+    paste.setup_data(DataInfo(CLASSES, ("board",), frozenset({"segment", "detect"}), False, side, "labelled"))
     r = torch.manual_seed(0)
     for k in range(4):
         good = 0.5 + 0.02 * torch.randn(3, side, side, generator=r).clamp(-2, 2)
@@ -148,8 +148,27 @@ def test_what_is_missing_is_named():
         paste.generate([0])
     with pytest.raises(UserError, match="pasta does not exist"):
         Paste(kinds={"pasta": 1.0})
+    for wrong, told in (
+        ({"defects": [2, 1]}, r"method\.defects=\[2, 1\]"),
+        ({"defects": [1]}, r"method\.defects=\[1\]"),
+        ({"scale": [1.3, 0.7]}, r"method\.scale=\[1\.3, 0\.7\]"),
+        ({"scale": [0, 0]}, r"method\.scale=\[0, 0\]"),
+        ({"strength": [1, 0.8]}, r"method\.strength=\[1, 0\.8\]"),
+        ({"jitter": -3}, r"method\.jitter=-3"),
+        ({"kinds": {"cut": 1.0, "perlin": -1.0}}, "perlin is negative"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Paste(**wrong)
     with pytest.raises(UserError, match="this data set allows: classify"):
         paste.setup_data(DataInfo(CLASSES, tasks=frozenset({"classify"}), protocol="labelled"))
+
+
+def test_a_defect_without_a_pixel_in_its_mask_is_no_good_ground():
+    paste = observed()
+    empty = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+    paste.observe([episode(torch.zeros(3, SIDE, SIDE), empty, "speck", label=1)])
+    assert len(paste._good["board"]) == 4
+    assert len(paste._patches["board"]) == 4
 
 
 # -- the command line ----------------------------------------------------------------------------------------
@@ -173,6 +192,19 @@ def generated(tmp_path_factory):
     done = run(*TOY, "mode=generate", "generate.count=48", "generate.folder=made", cwd=place)
     assert done.returncode == 0, done.stderr
     return place, done
+
+
+def test_good_images_alone_do_for_shapes_of_noise(tmp_path):
+    (tmp_path / "parts/good").mkdir(parents=True)
+    for k in range(3):
+        pixels = np.random.default_rng(k).integers(90, 110, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"parts/good/{k}.png")
+    kinds = [f"method.kinds.{kind}={int(kind == 'perlin')}" for kind in ("poisson", "cut", "perlin")]
+    folder_of_good = ("data=folder", "data.root=parts", "data.side=64", "data.workers=0", "generate.count=2")
+    done = run("mode=generate", "method=paste", *folder_of_good, *kinds, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [manifest] = tmp_path.rglob("manifest.json")
+    assert json.loads(manifest.read_text())["classes"] == ["anomaly"]
 
 
 @pytest.mark.slow

@@ -157,6 +157,11 @@ def parts_of(network, **loss):
     return method, method.losses([episode(i) for i in images()])
 
 
+def test_weights_come_from_the_options_of_the_loss():
+    with pytest.raises(UserError, match=r"method\.loss_weights is not read"):
+        Reconstruct(Copy(), loss_weights={"l1": 0.5})
+
+
 def test_every_loss_has_its_parts_and_weights():
     assert set(parts_of(Copy())[1]) == {"ssim"}
     method, parts = parts_of(Copy(factor=0.7), windows=[3, 7, 15])

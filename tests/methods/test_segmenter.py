@@ -116,6 +116,21 @@ def test_unknown_loss_options_are_named():
         sofs(loss={"etta": 1.0})
 
 
+def test_loss_weights_beside_those_of_the_options_are_refused():
+    with pytest.raises(UserError, match=r"method\.loss_weights is not read") as caught:
+        sofs(loss_weights={"ce": 2.0})
+    assert "method.loss.dice_weight" in caught.value.hint
+
+
+def test_a_weight_for_a_loss_that_does_not_exist_is_refused():
+    method = sofs()
+    method.losses = lambda batch: {"dice": torch.zeros(()), "ce": torch.zeros(())}
+    method.loss_weights["dise"] = 0.0
+    with pytest.raises(UserError, match="dise is no part of the loss") as caught:
+        method.training_step([], 0)
+    assert "dice, ce" in caught.value.hint
+
+
 def test_loss_weights_are_those_of_the_options():
     method = sofs(loss={"dice_weight": 2.0, "ce_weight": 0.5})
     assert method.loss_weights == {"dice": 2.0, "ce": 0.5}

@@ -21,7 +21,7 @@ from fewspect.errors import UserError
 from fewspect.methods.supervised.loss import cross_entropy, dice
 from fewspect.methods.supervised.method import Supervised
 from fewspect.methods.supervised.net import TORCHVISION, UNet
-from fewspect.types import IGNORE, DataInfo
+from fewspect.types import IGNORE, DataInfo, Episode
 
 SIDE = 32
 INFO = DataInfo(("crack", "hole"), ("wood",), frozenset({"segment", "detect"}), False, SIDE, "labelled")
@@ -70,6 +70,25 @@ def test_batches_without_defects_or_truth_have_finite_losses():
         assert loss.isfinite()
         assert logits.grad is not None and logits.grad.isfinite().all()
     assert float(dice(logits, torch.zeros(1, 4, 4, dtype=torch.uint8))) == 0
+
+
+def test_weights_come_from_the_options_of_the_loss():
+    with pytest.raises(UserError, match=r"method\.loss_weights is not read"):
+        made(loss_weights={"ce": 0.5})
+    method = made(loss={"dice": 0.0})
+    assert list(method.losses([one_episode()])) == ["ce"]
+
+
+def one_episode():
+    empty = torch.zeros(0, 3, SIDE, SIDE), torch.zeros(0, SIDE, SIDE), torch.zeros(0), torch.zeros(0)
+    mask = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+    mask[0, 4:9] = 1
+    return Episode(*empty, torch.rand(1, 3, SIDE, SIDE), mask, torch.ones(1), INFO.classes)
+
+
+def test_one_image_is_enough_for_a_network_that_normalises_over_images():
+    method = made(network="deeplabv3_mobilenet_v3_large").train()
+    assert all(v.isfinite() for v in method.losses([one_episode()]).values())
 
 
 # -- answers -------------------------------------------------------------------------------------------------

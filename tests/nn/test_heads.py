@@ -24,6 +24,7 @@ HEADS = {
     "zip_half": Zip(half=True),
     "zip_f": ZipF(recipe=FEW),
     "zip_f_momentum": ZipF(recipe=Recipe(steps=12, key_optimizer="momentum")),
+    "zip_f_triplet": ZipF(config=7, recipe=Recipe(steps=12, lr=1e-3)),
     "zip_f_half": ZipF(half=True, recipe=FEW),
     "tip_f": TipF(recipe=FEW),
     "proto": Prototypes(),

@@ -2,13 +2,14 @@
 
 import re
 
+import deecamp_masks
 import numpy as np
 import pytest
 import torch
 
 from fewspect.metrics.bins import auroc, components, exact_histograms
 from fewspect.metrics.legacy import COUNT, STEP, curve, iou, legacy_values
-from fewspect.nn import legacy, maps, morphology, thresholds, tiles, windows
+from fewspect.nn import maps, morphology, thresholds, tiles, windows
 
 
 def named(golden, pattern, values):
@@ -30,7 +31,7 @@ def written_search(levels, area, share):
     good = 0
     for threshold in range(256):
         for q in levels:
-            good += legacy.is_good(legacy.mask(q, threshold), area)
+            good += deecamp_masks.is_good(deecamp_masks.mask(q, threshold), area)
             if good >= int(share * len(levels)):
                 return threshold
     raise AssertionError("unreachable")
@@ -43,7 +44,7 @@ def check_settings(golden):
         "edge pixel repeated",
         "q < T",
     )
-    assert tuple(golden["grey_weights_15bit"]) == legacy.GREY_15_BIT
+    assert tuple(golden["grey_weights_15bit"]) == deecamp_masks.GREY_15_BIT
     assert (golden["data_range"], golden["torch_padding"], golden["roc_start"]) == (255, "zeros", 0.0)
     assert (golden["roc_thresholds"], golden["roc_step"]) == (COUNT, STEP)
     size = golden["ssim_window"]
@@ -56,30 +57,30 @@ def test_segmentation_legacy(golden):
     first, second = golden.stored("ori_bgr_u8"), golden.stored("rec_bgr_u8")
     truth = golden.stored("gt_resized_u8") == golden["truth_value"]
     size = tuple(golden["resized_hw"])
-    greys = [legacy.grey(first), legacy.grey(second)]
+    greys = [deecamp_masks.grey(first), deecamp_masks.grey(second)]
     gaussian = {"size": 2 * golden["ssim_radius"] + 1, "sigma": golden["ssim_sigma"]}
-    found = legacy.similarity(*greys, **gaussian)
-    full = legacy.resized(found, size)
-    levels = legacy.quantised(found, size)
-    masks = [legacy.mask(levels, t) for t in golden["mask_thresholds"]]
+    found = deecamp_masks.similarity(*greys, **gaussian)
+    full = deecamp_masks.resized(found, size)
+    levels = deecamp_masks.quantised(found, size)
+    masks = [deecamp_masks.mask(levels, t) for t in golden["mask_thresholds"]]
     fpr, tpr = curve([full], [truth])
     values = [legacy_values([full], [m], [truth], golden["good_areas"][0]) for m in masks]
     good_levels = list(golden.stored("val_smaps_uniform_u8"))
     assert len(good_levels) == golden["val_images"]
     search = good_levels, golden["val_area"], golden["val_fraction"]
-    float_mask = legacy.float_mask(
+    float_mask = deecamp_masks.float_mask(
         first,
         second,
         golden["torch_threshold"],
         window=golden["torch_window"],
         weights=[golden["torch_grey_weights"][k] for k in ("original", "reconstruction")],
     )
-    judged = [[legacy.is_good(m, a) for a in golden["good_areas"]] for m in masks]
+    judged = [[deecamp_masks.is_good(m, a) for a in golden["good_areas"]] for m in masks]
     outputs = {
         "gray_ori_u8": greys[0],
         "gray_rec_u8": greys[1],
         "smap_gaussian": found,
-        "smap_uniform": legacy.similarity(*greys, "uniform", size=golden["ssim_window"]),
+        "smap_uniform": deecamp_masks.similarity(*greys, "uniform", size=golden["ssim_window"]),
         "smap_gaussian_resized_stride3": full,
         "mask_areas": [m.sum() for m in masks],
         "mask_iou": [iou(m, truth) for m in masks],
@@ -90,7 +91,7 @@ def test_segmentation_legacy(golden):
         "legacy_auc": values[0]["auc"],
         "exact_auc": auroc(*exact_histograms(1 - full.ravel(), truth.ravel().astype(int))),
         "val_threshold_legacy": written_search(*search),
-        "val_threshold_intended": legacy.threshold(*search),
+        "val_threshold_intended": deecamp_masks.threshold(*search),
     }
     flips = named(golden, r"mask_t\d+", masks) | named(golden, r"torch_mask_t\d+", [float_mask])
     compare_flips(golden, outputs, flips)

@@ -1,3 +1,4 @@
+import deecamp_masks
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from fewspect.errors import UserError
-from fewspect.nn import legacy, thresholds
+from fewspect.nn import thresholds
 from fewspect.nn.maps import PixelStats, border_guard, image_score, smooth
 
 
@@ -88,12 +89,24 @@ def test_a_defect_where_good_parts_are_calm_stands_out():
     assert PixelStats.fit(good, "on")(part).argmax() % part.shape[1] < 3
 
 
+@pytest.mark.parametrize("number", [3, 12])
+def test_statistics_without_a_map_are_those_of_the_others(number):
+    good = good_maps(aligned=True, number=number)
+    good[1] += 100  # sums of squares that do not fit float32
+    for k, stats in enumerate(PixelStats.without_each(good)):
+        others = torch.stack(good[:k] + good[k + 1 :]).double()
+        mean, variance = (smooth(x[None].float(), 2.0)[0] for x in (others.mean(0), others.var(0)))
+        assert torch.allclose(stats.mean, mean, rtol=1e-5, atol=1e-5)
+        scale = (variance + 0.1 * variance.mean()).sqrt()
+        assert torch.allclose(stats.scale, scale, rtol=1e-5)
+
+
 def test_statistics_need_maps_of_one_size_and_survive_another():
     assert PixelStats.fit(good_maps(aligned=True)[:4], "auto") is None
     assert PixelStats.fit(good_maps(aligned=True)[:4], "on") is not None
     assert PixelStats.fit([torch.rand(4, 4), torch.rand(4, 5)], "auto") is None
-    for wrong in (good_maps(aligned=True)[:1], [torch.rand(4, 4), torch.rand(4, 5)]):
-        with pytest.raises(UserError, match="two good images"):
+    for wrong in (good_maps(aligned=True)[:2], [torch.rand(4, 4)] * 2 + [torch.rand(4, 5)]):
+        with pytest.raises(UserError, match="three good images"):
             PixelStats.fit(wrong, "on")
     stats = PixelStats.fit(good_maps(aligned=True), "on")
     assert stats(torch.rand(33, 50)).shape == (33, 50)
@@ -106,11 +119,11 @@ def test_statistics_need_maps_of_one_size_and_survive_another():
 
 def test_fault_16_float_maps_keep_what_256_levels_lose():
     similarity = np.random.default_rng(0).uniform(0.2, 0.8, (64, 64))
-    levels = legacy.quantised(similarity, (64, 64))
+    levels = deecamp_masks.quantised(similarity, (64, 64))
     assert (similarity - levels / 255).mean() == pytest.approx(0.5 / 255, rel=0.05)  # truncated, not rounded
     good = np.full((8, 8), 0.5)
     defect = good + 0.001  # a quarter of a grey level
-    assert np.array_equal(legacy.quantised(good, (8, 8)), legacy.quantised(defect, (8, 8)))
+    assert np.array_equal(deecamp_masks.quantised(good, (8, 8)), deecamp_masks.quantised(defect, (8, 8)))
     assert (defect > thresholds.pixel_threshold(name="max", maps=[good])).all()
 
 
@@ -125,7 +138,7 @@ def test_fault_3_thresholds_do_not_carry_over_between_windows():
     pairs = [(a.astype(np.uint8), b.astype(np.uint8)) for a, b in pairs]
 
     def residuals(part, window):
-        return [1 - legacy.similarity(*pair, window) for pair in part]
+        return [1 - deecamp_masks.similarity(*pair, window) for pair in part]
 
     def alarms(window):
         threshold = thresholds.mask_area(residuals(pairs[:12], window), area=20, share=1.0)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from position_gaussians import PositionGaussians
 
 from fewspect.nn import neighbours
-from fewspect.nn.gaussian import PositionGaussians
 from fewspect.nn.maps import image_score, smooth
 from fewspect.nn.prototype import unit
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from position_gaussians import PositionGaussians
 
 from fewspect.errors import UserError
-from fewspect.nn.gaussian import PositionGaussians
 from fewspect.nn.subspace import Moments, Subspace
 
 WIDTH = 12

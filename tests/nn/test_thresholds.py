@@ -1,6 +1,7 @@
 import inspect
 import math
 
+import deecamp_masks
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fewspect.errors import UserError
-from fewspect.nn import legacy, thresholds
+from fewspect.nn import thresholds
 from fewspect.nn.morphology import largest
 from fewspect.nn.thresholds import calibrated, cdf_knots, conformal, image_threshold, needed, pixel_threshold
 
@@ -196,6 +197,9 @@ def test_gpd_finds_the_quantile_of_a_known_tail(shape):
 def test_gpd_extrapolates_beyond_the_largest_and_needs_a_tail():
     maps = [np.array([[x]]) for x in np.random.default_rng(1).exponential(size=40)]
     assert pixel_threshold(name="gpd", maps=maps, alpha=0.001) > max(m.max() for m in maps)
+    with pytest.raises(UserError, match=r"tail of 0\.5") as caught:
+        pixel_threshold(name="gpd", maps=maps, alpha=0.6)
+    assert "method.threshold.alpha below 0.5" in caught.value.hint
     for wrong in ({"maps": maps[:3]}, {"maps": [np.ones((2, 2))] * 30}, {"maps": maps, "alpha": 0.6}):
         with pytest.raises(UserError, match="gpd"):
             pixel_threshold(name="gpd", **wrong)
@@ -215,11 +219,11 @@ def quantised_maps(number=10, seed=0):
 
 def test_faults_1_and_2_the_search_finds_a_threshold_that_shows_defects():
     good, bad = quantised_maps()
-    found = legacy.threshold(good, area=400, share=0.99)
+    found = deecamp_masks.threshold(good, area=400, share=0.99)
     assert found > 100  # the reference stops at 0 and masks nothing
-    assert legacy.mask(bad, found).sum() >= 900
-    assert not legacy.is_good(legacy.mask(bad, found), 400)
-    judged = [[legacy.is_good(legacy.mask(q, t), 400) for q in good] for t in range(256)]
+    assert deecamp_masks.mask(bad, found).sum() >= 900
+    assert not deecamp_masks.is_good(deecamp_masks.mask(bad, found), 400)
+    judged = [[deecamp_masks.is_good(deecamp_masks.mask(q, t), 400) for q in good] for t in range(256)]
     assert found == max(t for t in range(256) if sum(judged[t]) >= math.ceil(0.99 * len(good)))
 
 
@@ -227,7 +231,7 @@ def test_fault_1_and_ours_is_the_same_rule_on_residuals():
     good, _ = quantised_maps(seed=4)
     residuals = [1 - q / 255 for q in good]
     found = pixel_threshold(name="legacy_area", maps=residuals, area=400, share=0.99)
-    assert found == pytest.approx(1 - legacy.threshold(good, 400, 0.99) / 255)
+    assert found == pytest.approx(1 - deecamp_masks.threshold(good, 400, 0.99) / 255)
 
 
 def test_fault_13_options_are_checked_not_guessed():

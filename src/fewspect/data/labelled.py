@@ -124,7 +124,7 @@ class LabelledDataset(Dataset[Episode]):
             support_count=torch.zeros(0),
             query_image=image[None],
             query_mask=mask[None],
-            query_label=torch.tensor([int(bool(mask.any())) if known else -1]),
+            query_label=torch.tensor([int(sample.label > 0 or bool(mask.any())) if known else -1]),
             classes=self.classes,
             product=sample.product,
             index=index,

@@ -9,10 +9,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewspect import draws
@@ -22,13 +23,15 @@ from fewspect.methods.graphs import Graph
 from fewspect.metrics.suites import Suite, suite
 from fewspect.types import DataInfo, Episode, Prediction, State, Support
 
+T = TypeVar("T")
+
 
 class Method(pl.LightningModule):
     """Base of all methods.
 
     Class attributes:
-        task: What it does: ``segment``, ``classify``, ``detect``, ``reconstruct`` or ``generate``; the data
-            must allow it.
+        task: What it does: ``segment``, ``label``, ``classify``, ``detect`` or ``generate``; the data must
+            allow it, or what ``needs`` says.
         needs: What the annotations must allow, where that is not ``task``.
         fit_kind: ``gradient`` (losses are minimised), ``single_pass`` (the training set is seen once, nothing
             is differentiated) or ``none`` (training is skipped).
@@ -39,6 +42,9 @@ class Method(pl.LightningModule):
         optimizer: Keyword arguments of ``optim.build``.
         loss_weights: Factor of each entry of ``losses``; entries that are not named count 1.
         seed: Seed of the training noise (dropout); data have their own streams.
+
+    Raises:
+        UserError: Weights of losses, where nothing is minimised.
     """
 
     task: ClassVar[str]
@@ -57,6 +63,10 @@ class Method(pl.LightningModule):
         super().__init__()
         self.optimizer = dict(optimizer or {})
         self.loss_weights = dict(loss_weights or {})
+        if self.loss_weights and self.fit_kind != "gradient":
+            raise UserError(
+                f"method.loss_weights: {type(self).__name__} has no losses to weigh.", "Leave it out."
+            )
         self.seed = seed
         self.info = DataInfo()
         self.metrics = nn.ModuleDict()
@@ -159,6 +169,11 @@ class Method(pl.LightningModule):
         if self.fit_kind == "single_pass":
             return self.observe(batch)
         parts = self.losses(batch)
+        if unknown := sorted(set(self.loss_weights) - set(parts)):
+            raise UserError(
+                f"method.loss_weights: {', '.join(unknown)} is no part of the loss.",
+                f"Its parts are: {', '.join(parts)}.",
+            )
         total = torch.stack([self.loss_weights.get(k, 1.0) * v for k, v in parts.items()]).sum()
         self.log_dict({f"train/{k}": v.detach() for k, v in parts.items()}, batch_size=len(batch))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
@@ -174,7 +189,7 @@ class Method(pl.LightningModule):
         """Build optimiser and per-step schedule from the plain values in ``self.optimizer``."""
         if self.fit_kind != "gradient":
             return None
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = optim.planned_steps(self.trainer)
         optimizer, schedule = optim.build(self.named_parameters(), steps, **self.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -255,6 +270,25 @@ class Method(pl.LightningModule):
                     "Choose the backbone and weights of that run (see its config.yaml), or train again.",
                 )
             checkpoint["state_dict"] |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
+
+
+def own_weights(options: Mapping[str, Any], instead: str) -> None:
+    """Refuse ``loss_weights`` among the options of a method that weighs its losses by options of its own.
+
+    Raises:
+        UserError: It is there.
+    """
+    if "loss_weights" in options:
+        raise UserError("method.loss_weights is not read by this method.", f"Set {instead}.")
+
+
+def of_all_processes(mine: list[T]) -> list[T]:
+    """What every process has collected, in the order of the processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return mine
+    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]
 
 
 def digest(module: nn.Module) -> str:

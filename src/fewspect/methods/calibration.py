@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, repeat
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fewspect.errors import UserError
 from fewspect.methods.products import Products
 from fewspect.nn import thresholds
 from fewspect.nn.maps import PixelStats
@@ -51,6 +52,24 @@ class Rules:
     k: float = 3.0
     value: float = 0.0
     factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail after the first epoch.
+
+        Raises:
+            UserError: A number outside of its range.
+        """
+        asked = {
+            "alpha": (0 < self.alpha < 1, "a share in (0, 1), e.g. 0.05"),
+            "p": (0 <= self.p <= 1, "a share in [0, 1], e.g. 0.95"),
+            "area": (self.area >= 1, "a number of pixels, at least 1"),
+            "factor": (self.factor > 0, "a positive number; 1 changes nothing"),
+        }
+        for name, (right, what) in asked.items():
+            if not right:
+                raise UserError(
+                    f"method.threshold.{name}={getattr(self, name)} is out of range.", f"Give {what}."
+                )
 
     def of_pixel(self) -> dict[str, float]:
         """What the chosen pixel estimator takes of these."""
@@ -156,13 +175,16 @@ def _read(tensors: Mapping[str, Tensor]) -> Calibration:
 
 
 def _calibrate(good: list[Observed], rules: Rules, norm: str, finish: Finish) -> Calibration:
-    stats = PixelStats.fit([o.raw for o in good], norm) if norm != "off" else None
-    start = Calibration(0.0, 0.0, 0.0, 0, torch.zeros(0), (0.0, 1.0), stats)
+    """Thresholds of one product; standardised maps are judged by the statistics of the others."""
+    maps = [o.raw for o in good]
+    stats = PixelStats.fit(maps, norm) if norm != "off" else None
+    others = repeat(None) if stats is None else PixelStats.without_each(maps)
+    start = Calibration(0.0, 0.0, 0.0, 0, torch.zeros(0), (0.0, 1.0))
     largest = max(o.size[0] * o.size[1] for o in good)
     kept = set(_evenly(len(good), PIXELS // largest))
     finals, scores = [], []
-    for k, one in enumerate(good):
-        final, score = finish(one.raw, one.size, start)
+    for k, (one, norms) in enumerate(zip(good, others, strict=False)):  # ``repeat`` never ends
+        final, score = finish(one.raw, one.size, replace(start, norm=norms))
         scores.append(float(score))
         if k in kept:
             finals.append(final.cpu().numpy())

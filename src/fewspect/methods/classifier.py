@@ -34,7 +34,7 @@ class Classifier(Method):
         with torch.no_grad():  # not inference_mode: a head may learn inside ``adapt``
             for group in alike(batch):
                 together = self.predict(query(group), self.adapt(stack(group)))
-                predictions += [_one(together, i) for i in range(len(group))]
+                predictions += [one(together, i) for i in range(len(group))]
         return predictions
 
     def classify(self, support: Support, feature: Tensor) -> Prediction:
@@ -59,29 +59,30 @@ def stack(group: list[Episode]) -> Support:
     """Supports of several episodes as one, with a leading episode axis; pictures are left out."""
     supports = [e.support for e in group]
     fields = {k: torch.stack([getattr(s, k) for s in supports]) for k in ("label", "count")}
-    feature = torch.stack([_known(s.feature) for s in supports])  # (E, S, V, D)
+    feature = torch.stack([known(s.feature) for s in supports])  # (E, S, V, D)
     return replace(supports[0], feature=feature, **fields)
 
 
 def query(group: list[Episode]) -> Tensor:
     """Query features (E, Q, V, D); (1, Q, V, D) where all episodes ask about the very same."""
-    features = [_known(e.query_feature) for e in group]
+    features = [known(e.query_feature) for e in group]
     if len({f.data_ptr() for f in features}) == 1:
         return features[0][None]
     return torch.stack(features)
 
 
-def _known(feature: Tensor | None) -> Tensor:
-    assert feature is not None, "an episode of features was expected"
-    return feature
+def known(tensor: Tensor | None) -> Tensor:
+    """A tensor that an episode of features always has."""
+    assert tensor is not None, "an episode of features was expected"
+    return tensor
 
 
 def _shape(episode: Episode) -> tuple[object, ...]:
-    support, asked = _known(episode.support_feature), _known(episode.query_feature)
+    support, asked = known(episode.support_feature), known(episode.query_feature)
     return support.shape, asked.shape, episode.classes, episode.product
 
 
-def _one(together: Prediction, place: int) -> Prediction:
+def one(together: Prediction, place: int) -> Prediction:
     """The answer for one episode."""
     pick = {
         k: v[place]

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewspect import draws
 from fewspect.errors import UserError
-from fewspect.methods.base import Method
+from fewspect.methods.base import Method, of_all_processes
 from fewspect.methods.calibration import Calibration, Calibrations, Observed, Rules
 from fewspect.methods.graphs import DetectorGraph, Graph
 from fewspect.nn import maps as map_ops
@@ -48,6 +47,14 @@ class View:
     weight: Literal["uniform", "hann", "gaussian"] = "uniform"
     tiles_per_batch: int = 16
 
+    def __post_init__(self) -> None:
+        for name in ("side", "zoom", "stride", "tiles_per_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(
+                    f"method.evaluate.{name}={value} is no number of pixels or tiles.", "Give 1 or more."
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class Maps:
@@ -70,6 +77,12 @@ class Maps:
     border_gain: float = 0.2
     pixel_norm: Literal["auto", "on", "off"] = "off"
     score: str = "top1pct"
+
+    def __post_init__(self) -> None:
+        map_ops.require_score(self.score)
+        for name in ("smooth", "border"):
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"method.maps.{name}={value} is negative.", "Give pixels; 0 = none.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +320,7 @@ class Detector(Method):
 
     def on_validation_epoch_end(self) -> None:
         """Set the thresholds; ``val/loss`` is the mean of the raw maps of good images."""
-        observed = sorted(_of_all_processes(self._observed), key=lambda o: o.owner)
+        observed = sorted(of_all_processes(self._observed), key=lambda o: o.owner)
         self._observed = []
         if not observed:
             return
@@ -332,12 +345,3 @@ def choose(product: str, known: Collection[str]) -> str:
         return next(iter(known))
     names = ", ".join(sorted(known))
     raise UserError(f"Nothing was learned about the product '{product}'.", f"Known are: {names}.")
-
-
-def _of_all_processes(mine: list[Observed]) -> list[Observed]:
-    """What every process has observed, each image once."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return mine
-    parts: list[list[Observed]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    return [observed for part in parts for observed in part]

@@ -82,7 +82,7 @@ class DetectorGraph(Graph):
         self.method, self.state, self.view, self.maps = method, state, view, maps
         self.pixel, self.image = calibration.pixel, calibration.image
         self.norm = calibration.norm
-        if maps.resolution == "model" and (cleaning["low"] or any(cleaning.values())):
+        if maps.resolution == "model" and any(cleaning.values()):
             raise UserError(
                 "A mask that is cleaned at the map's resolution cannot be exported.",
                 "Set method.maps.resolution=original, or no method.clean.",

@@ -80,6 +80,21 @@ def build(
     )
 
 
+def planned_steps(trainer: pl.Trainer) -> int:
+    """Steps of a whole training, which schedules are made for.
+
+    Raises:
+        UserError: It never ends.
+    """
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise UserError(
+            "trainer.max_epochs=-1: a training without an end has no plan for its learning rate.",
+            "Set trainer.max_steps, or a number of epochs.",
+        )
+    return int(steps)
+
+
 def factor(schedule: str, steps: int, *, power: float = 0.9, warmup: int = 0) -> Callable[[int], float]:
     """Return the factor on the learning rate before step ``s`` (0-based), i = s + 1 in 1..T.
 
@@ -173,5 +188,6 @@ def minimise(
     else:
         method.manual_backward(loss, inputs=mine)
     if clip is not None:
-        nn.utils.clip_grad_norm_(mine, clip)
+        scaler = getattr(strategy.precision_plugin, "scaler", None)  # float16: gradients come scaled
+        nn.utils.clip_grad_norm_(mine, clip * (1.0 if scaler is None else scaler.get_scale()))
     optimizer.step()

@@ -15,9 +15,7 @@ Example:
     torch.Size([2, 20, 5])
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -47,11 +45,6 @@ class Centres:
     step: float = 0.2
     updates: int = 20
     transport: Transport = field(default_factory=Transport)
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], transport_options: Mapping[str, Any]) -> Self:
-        """From plain mappings of a config."""
-        return cls(**options, transport=Transport(**transport_options))
 
 
 @dataclass(frozen=True, slots=True)

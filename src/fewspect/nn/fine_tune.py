@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewspect import draws
+from fewspect.errors import UserError
 from fewspect.nn.adapter import TAU, Cache, cache_logits, project, rounded
 from fewspect.nn.prototype import unit
 from fewspect.nn.shots import Head, Shots
@@ -65,6 +66,13 @@ class Recipe:
     key_optimizer: Literal["adamw", "momentum"] = "adamw"
     own_key: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(
+                f"method.training.steps={self.steps} trains nothing.",
+                "Give 1 or more; method.head=zip or tip need no training.",
+            )
 
     def rates(self) -> Iterator[float]:
         """Learning rate of every step."""
@@ -215,8 +223,9 @@ class _Batch:
         entropy = (each * self.count).sum(1) / self.count.sum(1).clamp(min=1)  # (E,)
         total = entropy.sum()
         if triplet:
-            pairs = zip(x, self.label, strict=True)
-            margins = [hardest_triplets(a, b, recipe.triplet_margin) for a, b in pairs]
+            there = self.count > 0  # padding is nobody's neighbour
+            trios = zip(x, self.label, there, strict=True)
+            margins = [hardest_triplets(a[c], b[c], recipe.triplet_margin) for a, b, c in trios]
             total = total + recipe.triplet_weight * torch.stack(margins).sum()
         return entropy, total
 

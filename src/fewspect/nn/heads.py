@@ -132,7 +132,7 @@ class Centred(Head):
 
 @dataclass(frozen=True, slots=True)
 class CentredPrototypes(Fitted):
-    """Prototypes (E, K, V, D) at length 1 and means (E, V, D)."""
+    """Prototypes (E, K, V, D) at length 1, or weights of a regression, and means (E, V, D)."""
 
     means: Tensor
     centre: Tensor

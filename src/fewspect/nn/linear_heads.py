@@ -32,8 +32,8 @@ class Ridge(Head):
     tau: float = TAU
     merge: ClassVar[Merge] = "mean_logit"
 
-    def fit(self, shots: Shots) -> "RidgeMap":
-        """Solve."""
+    def fit(self, shots: Shots) -> CentredPrototypes:
+        """Solve; the regression weights answer as prototypes do."""
         view = unit(shots.feature)
         mean = torch.einsum("es,esvd->evd", shots.mean.mean(-1), view)  # (E, V, D)
         rows = unit(view - mean[:, None]).transpose(1, 2)  # (E, V, S, D)
@@ -46,20 +46,7 @@ class Ridge(Head):
         kernel = kernel + self.penalty * torch.eye(kernel.shape[-1], device=kernel.device)
         weight = rows.mT @ torch.cholesky_solve(target.contiguous(), torch.linalg.cholesky(kernel))
         weight = weight.mT.transpose(1, 2)  # (E, K, V or 1, D)
-        return RidgeMap(weight.expand(-1, -1, mean.shape[1], -1), mean, self.tau)
-
-
-@dataclass(frozen=True, slots=True)
-class RidgeMap(Fitted):
-    """Regression weights (E, K, V, D) on centred views, and the means (E, V, D)."""
-
-    weight: Tensor
-    centre: Tensor
-    tau: float
-
-    def __call__(self, query: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Logits (E, Q, V, K)."""
-        return CentredPrototypes(self.weight, self.centre, self.tau)(query, views)
+        return CentredPrototypes(weight.expand(-1, -1, mean.shape[1], -1), mean, self.tau)
 
 
 @dataclass(frozen=True, slots=True)

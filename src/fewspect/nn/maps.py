@@ -6,7 +6,7 @@ B maps, H x W pixels, N = H * W.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,18 @@ SHARED_FLOOR = 0.1
 AUTO_FACTOR = 1.0
 """Maps count as aligned when what they share varies more, by this factor, than what is peculiar to each."""
 
+FEWEST_MAPS = 3
+"""A map is judged by the statistics of the others, and one map has no variance."""
+
 AUTO_MAPS = 5
 """Fewer good maps do not tell what is shared from chance."""
 
 VARIANCE_FLOOR = 1e-12
 """Keeps maps that never vary finite."""
+
+
+TOP = re.compile(r"top(?:(\d*\.?\d+)pct|([1-9]\d*))")
+"""Image scores that average the largest pixels: a percentage or a number of them."""
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -75,6 +82,16 @@ def border_guard(maps: Tensor, border: int, gain: float) -> Tensor:
     return maps * factor
 
 
+def require_score(rule: str) -> None:
+    """Refuse a rule that ``image_score`` does not know.
+
+    Raises:
+        UserError: Unknown rule.
+    """
+    if rule not in ("max", "mean") and not TOP.fullmatch(rule):
+        raise UserError(f"There is no image score '{rule}'.", "Use max, mean, top1pct or top100.")
+
+
 def image_score(maps: Tensor, rule: str) -> Tensor:
     """Score of every map (4.4).
 
@@ -94,9 +111,9 @@ def image_score(maps: Tensor, rule: str) -> Tensor:
         return flat.amax(1)
     if rule == "mean":
         return flat.mean(1)
-    found = re.fullmatch(r"top(?:(\d*\.?\d+)pct|([1-9]\d*))", rule)
-    if not found:
-        raise UserError(f"There is no image score '{rule}'.", "Use max, mean, top1pct or top100.")
+    require_score(rule)
+    found = TOP.fullmatch(rule)
+    assert found is not None
     pixels = flat.shape[1]
     count = int(found[2]) if found[2] else max(1, math.floor(float(found[1]) * pixels / 100))
     return flat.topk(min(count, pixels), sorted=False).values.mean(1)
@@ -128,18 +145,41 @@ class PixelStats:
             None where ``auto`` decides against it.
 
         Raises:
-            UserError: ``on``, but there are fewer than two maps or they differ in size.
+            UserError: ``on``, but there are fewer than ``FEWEST_MAPS`` or they differ in size.
         """
-        if len(maps) < 2 or len({m.shape for m in maps}) > 1:
+        if len(maps) < FEWEST_MAPS or len({m.shape for m in maps}) > 1:
             if mode == "auto":
                 return None
             raise UserError(
-                "Standardising every pixel needs at least two good images whose maps have one size.",
+                "Standardising every pixel needs at least three good images whose maps have one size.",
                 "Give more good images, tile after a zoom, or set method.maps.pixel_norm=off.",
             )
         mean, variance = _moments(maps)
         if mode == "auto" and (len(maps) < AUTO_MAPS or not aligned(mean, variance)):
             return None
+        return cls._blurred(mean, variance)
+
+    @classmethod
+    def without_each(cls, maps: Sequence[Tensor]) -> "Iterator[PixelStats]":
+        """Statistics of all maps but one, for each of them in turn.
+
+        Statistics that have seen a map call it more normal than they will call the next one; without it they
+        judge it as they would a new one. Its share is taken out of the sums of all, exactly.
+
+        Args:
+            maps: Raw maps (h, w) that ``fit`` has taken.
+        """
+        number = len(maps)
+        mean, variance = _moments(maps)
+        total = variance * (number - 1)
+        for one in maps:
+            away = one - mean
+            left = total - away**2 * (number / (number - 1))
+            yield cls._blurred(mean - away / (number - 1), left.clamp(min=0) / (number - 2))
+
+    @classmethod
+    def _blurred(cls, mean: Tensor, variance: Tensor) -> "PixelStats":
+        """Statistics of moments (h, w) float64."""
         mean, variance = (smooth(part[None].float(), SHARED_BLUR)[0] for part in (mean, variance))
         scale = (variance + SHARED_FLOOR * variance.mean()).clamp(min=VARIANCE_FLOOR).sqrt()
         return cls(mean, scale)

@@ -228,6 +228,8 @@ def mask_area(maps: Maps, area: int = 400, share: float = 0.99) -> float:
         area: A, in pixels, at least 1.
         share: Of the images, rounded up to whole ones.
     """
+    if area < 1:
+        raise UserError(f"legacy_area was asked for fewer than {area} pixels.", "The area is at least 1.")
     each = sorted(float(np.partition(m.ravel(), -area)[-area] if m.size >= area else m.min()) for m in maps)
     return each[max(1, math.ceil(share * len(each) - ROUNDING)) - 1]
 
@@ -248,14 +250,17 @@ def gpd(maps: Maps, q: float = 0.5, alpha: float = 0.05) -> float:
         UserError: The tail has too few images, or ``alpha`` lies outside of it.
     """
     if not 0 < alpha < 1 - q:
-        raise UserError(f"gpd cannot extrapolate to {alpha} from a tail of {1 - q:.3g}.", "Take a smaller q.")
+        raise UserError(
+            f"gpd cannot extrapolate to {alpha} from a tail of {1 - q:.3g}.",
+            f"Set method.threshold.alpha below {1 - q:.3g}, or method.threshold.pixel=image_max.",
+        )
     peaks = np.array([float(m.max()) for m in maps])
     start = float(np.quantile(peaks, q))
     excess = np.sort(peaks[peaks > start] - start)
     if len(excess) < FEWEST_EXCESSES:
         raise UserError(
             f"gpd has {len(excess)} good images in the tail, too few to fit it.",
-            "Give more good images, take a smaller q, or use image_max.",
+            "Give more good images, or set method.threshold.pixel=image_max.",
         )
     position = (np.arange(1, len(excess) + 1) - 0.35) / len(excess)
     first, second = float(excess.mean()), float(((1 - position) * excess).mean())

@@ -1,13 +1,22 @@
 """Training pictures and their masks, turned and shifted together; draws come from torch's own generator."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewspect.nn.windows import squash_labels
+from fewspect.types import Episode
+
 SHIFT = 1 / 16
 """Largest shift in units of the side; what enters is the mirrored border."""
+
+
+def clear(episodes: Sequence[Episode], side: int) -> list[Episode]:
+    """Leave out defects without a pixel in a mask of ``side`` pixels: they would be learned as good."""
+    return [e for e in episodes if int(e.query_label[0]) <= 0 or squash_labels(e.query_mask[0], side).any()]
 
 
 def turned(x: Tensor, turn: Literal["none", "mirror", "any"]) -> Tensor:

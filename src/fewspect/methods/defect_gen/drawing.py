@@ -71,6 +71,11 @@ class Sampling:
         top = round(start * steps)
         if not 1 <= top <= steps:
             raise UserError(f"A start at {start} is no time in (0, 1].", "Set generate.start=0.4, say.")
+        if self.released and top < steps:
+            raise UserError(
+                f"generate.start={start} with method.released=true: its countdowns begin with noise alone.",
+                "Set method.released=false, or leave generate.start out.",
+            )
         return plan(steps, self.at(steps), released=self.released, count=self.steps, top=top)
 
     def step(self, schedule: Schedule, calls: Sequence[Call], *, again: bool) -> Step:

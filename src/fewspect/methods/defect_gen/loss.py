@@ -1,8 +1,8 @@
 """Targets, weights and losses of a diffusion network (specification 3.3, 11.2).
 
-The original minimises the squared error of x0, all timesteps alike, over all channels together. The default
-here is the velocity with min-SNR weights (Hang et al. 2023), which stand for the same weight on x0 whatever
-is predicted.
+The original minimises the squared error of x0, all timesteps alike, over all channels together. Here the
+preset says what is predicted (``default``: velocity; ``tiny``: x0 by the large network, velocity by the small
+one), with min-SNR weights (Hang et al. 2023), which stand for the same weight on x0 whatever that is.
 """
 
 from typing import Literal
@@ -67,6 +67,8 @@ def rarity(masks: Tensor, types: int) -> Tensor:
 
 def separate(output: Tensor, x0: Tensor, weight: float = MASK_WEIGHT) -> dict[str, Tensor]:
     """Squared error of the colours and cross-entropy of the class channels, which become logits by it.
+
+    The original's, for parity only: its sampler would take logits for x0 (the method card says so).
 
     Args:
         output: (B, C, H, W) prediction of x0.

@@ -23,7 +23,7 @@ from fewspect import draws
 from fewspect.errors import UserError
 from fewspect.methods.base import digest
 from fewspect.methods.defect_gen import loss, stages
-from fewspect.methods.defect_gen.augment import cropped, turned
+from fewspect.methods.defect_gen.augment import clear, cropped, turned
 from fewspect.methods.defect_gen.checkpoint import load_reference
 from fewspect.methods.defect_gen.codec import RGB
 from fewspect.methods.defect_gen.drawing import Denoiser, Noise, Sampling, Solver, blended, drawn
@@ -119,14 +119,14 @@ class DefectGen(Generator):
         self.sizes = {**self.settings.net[stage], **sizes(**(net or {}))}
         self.crop, self.keep, self.small = crop, keep, small
         self.sampling = Sampling(
-            switch=switch,
-            steps=steps,
-            solver=solver,
-            released=released,
-            clip=clip,
-            guidance=guidance,
-            resample=resample,
+            switch, steps, solver, released=released, clip=clip, guidance=guidance, resample=resample
         )
+        _ = self.sampling.calls(STEPS, 1.0)  # refuses wrong numbers before anything is trained
+        if small is not None and stage == "small":
+            raise UserError(
+                f"method.small={small} goes with a large network, method.stage=small is no such.",
+                "Draw with mode=generate run=<large run> method.small=<small run>.",
+            )
         self.schedule = Schedule(STEPS)
         self._other: tuple[Blueprint, UNet] | None = None
         self._digests: dict[str, str] = {}
@@ -151,6 +151,8 @@ class DefectGen(Generator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.key(self.seed, f"weights/{self.stage}"))
             self.net = self.plan.build().to(memory_format=torch.channels_last)
+        if self.crop is not None:
+            stages.require_cells(self.net, min(self.crop, info.side), "method.crop")
         self.register_buffer("rarity", torch.ones(self.plan.codec.channels))
         self.average = Average(self.net, settings.decay, warmup=settings.warmup)
         if self.net.mid_block is None and not self.sizes.get("attention"):
@@ -167,7 +169,11 @@ class DefectGen(Generator):
     def on_fit_start(self) -> None:
         """Take the training pictures onto the device."""
         if self.keep:
-            data = list(cast(Any, self.trainer).datamodule.dataset("train"))
+            every = list(cast(Any, self.trainer).datamodule.dataset("train"))
+            data = clear(every, self.plan.side) or every
+            if len(data) < len(every):
+                told = "%d of %d training pictures are left out: at data.side=%d their mask has no pixel."
+                log.warning(told, len(every) - len(data), len(every), self.plan.side)
             self.observe(data)
             images, masks, conditions = self._stacked(data)
             self._pool = ((images * 255).round().to(torch.uint8), masks, conditions)
@@ -243,7 +249,8 @@ class DefectGen(Generator):
 
     def _batch(self, batch: Sequence[Episode] | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         if batch and isinstance(batch[0], Episode):
-            return self._stacked(cast(Sequence[Episode], batch))
+            episodes = cast(Sequence[Episode], batch)
+            return self._stacked(clear(episodes, self.plan.side) or episodes)
         assert self._pool is not None  # numbers come with ``keep``
         which = torch.randint(len(self._pool[0]), (len(batch),))
         images, masks, conditions = (part[which.to(part.device)] for part in self._pool)
@@ -269,7 +276,7 @@ class DefectGen(Generator):
 
     def observe(self, batch: list[Episode]) -> None:
         """Take down which classes appear together, and how often."""
-        self._shown += [self._told(episode) for episode in batch]
+        self._shown += [self._told(episode) for episode in clear(batch, self.plan.side)]
 
     def generate(self, numbers: Sequence[int]) -> list[Generated]:
         """Draw samples from noise."""
@@ -281,13 +288,9 @@ class DefectGen(Generator):
         asked = [self._asked(n, w) for n, w in zip(numbers, wishes, strict=True)]
         condition = torch.stack([self.plan.ask(*a) for a in asked]).to(self.device)
         nets = self._nets(condition)
+        noise = self._noise(numbers)
         images, masks = drawn(
-            self.schedule,
-            nets,
-            self.plan.codec,
-            sampling=self.sampling,
-            noise=self._noise(numbers),
-            wishes=wishes,
+            self.schedule, nets, self.plan.codec, sampling=self.sampling, noise=noise, wishes=wishes
         )
         made = zip(wishes, asked, images.cpu(), masks.cpu(), strict=True)
         return [self._made(w, names, product, (i, m)) for w, (names, product), i, m in made]
@@ -303,7 +306,7 @@ class DefectGen(Generator):
         """The first samples; of a small network variations of training pictures: it knows no layout."""
         wishes = [Wish()] * PREVIEW
         if self.stage == "small":
-            if self._pool is None:
+            if self._pool is None or self.sampling.released:  # two countdowns begin with noise
                 return []
             images, masks, _ = self._pool
             shown = [k % len(images) for k in range(PREVIEW)]

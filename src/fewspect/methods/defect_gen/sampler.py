@@ -130,7 +130,7 @@ def plan(
     if not 0 <= switch <= steps:
         raise UserError(f"The hand-over at {switch} is no timestep of 0..{steps}.", "Choose one, e.g. 400.")
     density = 1.0 if count is None else count / steps
-    _ = spaced(steps, count or steps)  # refuses wrong counts
+    _ = spaced(steps, steps if count is None else count)  # refuses wrong counts
 
     def down(first: int) -> list[int]:
         return spaced(first, max(1, round(first * density))) if first else []
@@ -207,6 +207,8 @@ def ddim(schedule: Schedule, x: Tensor, output: Tensor, x0: Tensor, move: Move) 
 
 class Ancestral:
     """The step of DDPM (Ho et al. 2020): mean of the posterior plus given noise, none at t = 0.
+
+    Not offered for drawing: what the original's numbers are compared with (parity).
 
     Args:
         noise: (T, B, C, H, W); entry j belongs to the j-th step from T - 1 down.

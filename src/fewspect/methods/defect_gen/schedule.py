@@ -35,7 +35,8 @@ def betas(
 
     Args:
         kind: ``cosine`` (Nichol and Dhariwal 2021); the others under the names of the original: ``linear``
-            is what others call scaled-linear, ``sqrt_linear`` the plain line, ``sqrt`` its root.
+            is what others call scaled-linear, ``sqrt_linear`` the plain line, ``sqrt`` its root. The method
+            uses ``cosine`` alone; the others are there for parity, as is the posterior.
         steps: T.
         cosine_s: Offset of the cosine.
         max_beta: Upper limit of the cosine schedule.

@@ -25,6 +25,25 @@ KEY = "defect_gen"
 """Of a checkpoint's ``fewspect`` entry."""
 
 
+def require_cells(net: UNet, side: int, option: str) -> None:
+    """Refuse pictures that a network cannot take.
+
+    Args:
+        net: It halves its input level by level.
+        side: Of the pictures in pixels.
+        option: Who sets it.
+
+    Raises:
+        UserError: The side is no multiple of the network's coarsest cell.
+    """
+    cell = net.patch << (net.levels - 1)
+    if side < 1 or side % cell:
+        raise UserError(
+            f"{option}={side} is no multiple of {cell}, which this network needs.",
+            f"Set {option}={max(1, round(side / cell)) * cell}.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Blueprint:
     """A network and its meaning.
@@ -75,12 +94,7 @@ class Blueprint:
             net = UNet(self.codec.channels, condition=self.condition, **self.net)
         except TypeError as error:
             raise UserError(f"method.net: {str(error).rpartition('() ')[2]}.", "See net.py.") from error
-        cell = net.patch << (net.levels - 1)
-        if self.side % cell:
-            raise UserError(
-                f"data.side={self.side} is no multiple of {cell}, which this network needs.",
-                f"Set data.side={max(1, round(self.side / cell)) * cell}.",
-            )
+        require_cells(net, self.side, "data.side")
         return net
 
     def ask(self, names: Sequence[str], product: str) -> Tensor:

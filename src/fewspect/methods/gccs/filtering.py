@@ -46,16 +46,14 @@ def keep(shares: Tensor, rule: Filter, number: int) -> Tensor:
     Args:
         shares: (R, K, S, K) of ``plan``.
         rule: ``episode``: those whose own class has the largest share, the ``number`` best of them by
-            margin; ``ranked``: the ``number`` best by margin, agreed upon or not; ``none``: the first ones;
-            ``trimmed``: the first agreed ones, as many in
-            every class as in the poorest one, cut down by the original's rules (``trim``).
+            margin; ``ranked``: the ``number`` best by margin, agreed upon or not; ``trimmed``: the first
+            agreed ones, as many in every class as in the poorest one, cut down by the original's rules
+            (``trim``). ``none`` needs no shares: the caller takes the first ones.
         number: So many at most.
     """
     own = shares.diagonal(dim1=1, dim2=3).transpose(1, 2)  # (R, K, S)
     others = shares.masked_fill(torch.eye(shares.shape[1], device=shares.device).bool()[:, None], -torch.inf)
     margin = own - others.amax(-1)
-    if rule == "none":
-        return (torch.arange(shares.shape[2], device=shares.device) < number).expand_as(margin)
     if rule == "trimmed":
         agreed = margin > 0
         count = torch.tensor([trim(int(c)) for c in agreed.sum(-1).amin(-1)], device=shares.device)

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewspect.errors import UserError
-from fewspect.methods.classifier import Classifier, query, stack
+from fewspect.methods.base import of_all_processes
+from fewspect.methods.classifier import Classifier, known, one, query, stack
 from fewspect.methods.gccs import training
 from fewspect.methods.gccs.filtering import Filter
 from fewspect.methods.gccs.generators import (
@@ -36,7 +37,7 @@ from fewspect.methods.gccs.generators import (
     require_one_space,
 )
 from fewspect.methods.gccs.presets import MANY, Preset, Source, chosen, graphs
-from fewspect.methods.gccs.supports import GccsState, Supports, known
+from fewspect.methods.gccs.supports import GccsState, Supports
 from fewspect.methods.gccs.training import Contrast
 from fewspect.metrics.generalised import generalised
 from fewspect.metrics.legacy import accuracy_as_coded
@@ -72,7 +73,8 @@ class Gccs(Classifier):
         syn_shots: All synthetic supports of a class count like so many real ones; 0 = each like one.
         recogniser: ``centres`` (graph and transport), or a baseline: ``nearest`` class mean, ``laplacian``,
             ``tim``, ``text`` (cosine to the class text).
-        text_weight: Factor on the log-probabilities of the texts themselves, added to the scores; 0 = none.
+        text_weight: ``centres``: factor on the log-probabilities of the texts themselves, added to the
+            scores; 0 = none.
         graph: Fields of ``Graph``; ``node: none`` is PT-MAP.
         centres: Fields of ``Centres`` but the transport.
         transport: Fields of ``Transport``.
@@ -81,7 +83,7 @@ class Gccs(Classifier):
         options: See ``Method``.
 
     Raises:
-        UserError: A preset or value that does not exist.
+        UserError: A preset or value that does not exist, or an option that would do nothing.
     """
 
     not_exported = "its graph of supports and queries is made anew for every episode"
@@ -118,6 +120,11 @@ class Gccs(Classifier):
         super().__init__(**options)
         self.automatic_optimization = False
         self.preset, self.settings = preset, settings
+        if text_weight and recogniser != "centres":
+            raise UserError(
+                f"method.recogniser={recogniser} does not read method.text_weight={text_weight}.",
+                "Set method.recogniser=centres, or method.text_weight=0.",
+            )
         self.recogniser, self.text_weight, self.chunk_mb = recogniser, text_weight, chunk_mb
         self.graphs = graphs(settings, graph or {})
         plan = Transport(**{**settings.transport, **(transport or {})})
@@ -222,7 +229,7 @@ class Gccs(Classifier):
                 group = [batch[p] for p in places]
                 state = self._supports().state(_stacked(group), [e.index for e in group])
                 together = self.predict(query(group), state)
-                found |= {p: _one(together, i) for i, p in enumerate(places)}
+                found |= {p: one(together, i) for i, p in enumerate(places)}
         return [found[p] for p in range(len(batch))]
 
     def adapt(self, support: Support) -> GccsState:
@@ -259,7 +266,7 @@ class Gccs(Classifier):
             label = torch.where(unknown > score, -1, plan.argmax(-1) + 1)
             score, extra = 1 - unknown, extra | {"label": label}
         found = Prediction(logits=plan.clamp(min=TINY).log(), score=score, extra=extra)
-        return _one(found, 0) if alone else found
+        return one(found, 0) if alone else found
 
     def _solve(self, state: GccsState, asked: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Plan (E, Q, K), share of the unknown (E, Q) or None, contact (E,)."""
@@ -324,15 +331,17 @@ class Gccs(Classifier):
     def _conclude(self, split: str) -> None:
         """Beside the metrics: seen against unseen, and how many queries are in touch with a support."""
         super()._conclude(split)
-        for name in self._compared[0] if self._compared else ():
-            self.log(f"{split}/{name}", float(np.mean([v[name] for v in self._compared])))
-        if self.preset == "coded" and self._asked:
-            made, asked = self._asked
+        compared, touching = of_all_processes(self._compared), of_all_processes(self._contact)
+        for name in compared[0] if compared else ():
+            self.log(f"{split}/{name}", float(np.mean([v[name] for v in compared])))
+        known_of = [asked for asked in of_all_processes([self._asked]) if asked]
+        if self.preset == "coded" and known_of:
+            made, asked = known_of[-1]
             accuracy = self._suite(split).compute()["accuracy"]
             self.log(f"{split}/acc_as_coded_inflated", accuracy_as_coded(float(accuracy), made, asked))
-        if not self._contact:
+        if not touching:
             return
-        contact = torch.cat(self._contact).mean()
+        contact = torch.cat(touching).mean()
         self.log(f"{split}/contact", contact)
         if contact < CONTACT:
             log.warning(
@@ -372,9 +381,3 @@ def _stacked(group: list[Episode]) -> Support:
     """Supports of several episodes as one, texts as well."""
     texts = [e.text for e in group if e.text is not None]
     return replace(stack(group), text=torch.stack(texts) if texts else None)
-
-
-def _one(together: Prediction, place: int) -> Prediction:
-    """The answer for one episode."""
-    pick = {k: known(getattr(together, k))[place] for k in ("logits", "score")}
-    return replace(together, **pick, extra={k: v[place] for k, v in together.extra.items()})

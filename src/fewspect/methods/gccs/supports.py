@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewspect import draws
 from fewspect.errors import UserError
+from fewspect.methods.classifier import known
 from fewspect.methods.gccs import filtering
 from fewspect.methods.gccs.generators import Generator
 from fewspect.methods.gccs.presets import MANY, Settings
@@ -141,9 +142,3 @@ class Supports:
         real = feature.gather(1, order).unflatten(1, (made.shape[1], shot))  # (E, K, shot, D)
         parts = [self.generator.embed(x) for x in (made, real)]
         return filtering.plan(parts[0], parts[1], self.graphs[shot >= MANY, False], self.centres)
-
-
-def known(tensor: Tensor | None) -> Tensor:
-    """A tensor that an episode of features always has."""
-    assert tensor is not None, "an episode of features was expected"
-    return tensor

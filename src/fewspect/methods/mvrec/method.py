@@ -69,7 +69,8 @@ class MVREC(Classifier):
         query_views: Views of the queries, likewise; ``all`` = those of the supports. The published "single
             view" is ``first``.
         text_weight: Share of the zero-shot answer by class descriptions, 0 to 1.
-        transductive: ``none``; ``laplacian`` or ``pt_map`` answer all queries together (report apart).
+        transductive: ``none``; ``laplacian`` or ``pt_map`` answer all queries together (report apart), by
+            features alone.
         reject: Share of known instances that may be called unknown; None = every query is one of the classes.
             The threshold comes from the support: every instance is judged by the others.
         mask_from: Run folder of a segmenter or detector whose predictions are the masks of instances without
@@ -287,6 +288,11 @@ class MVREC(Classifier):
             )
         if not 0 <= self.text_weight <= 1:
             raise UserError(f"method.text_weight={self.text_weight} is no share.", "Give 0 to 1.")
+        if self.text_weight > 0 and self.transductive != "none":
+            raise UserError(
+                f"method.transductive={self.transductive} reads no method.text_weight={self.text_weight}.",
+                "Set method.text_weight=0, or method.transductive=none.",
+            )
         if self.merge == "mean_feature" and self.name in heads.ALIGNED:
             raise UserError(
                 f"method.head={self.name} compares views one by one, a mean feature is no view.",

@@ -13,7 +13,7 @@ Example:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ MARGIN = 6
 
 RING = 2
 """Pixels by which a defect is grown before it is blended in: the seam lies on good surface."""
+
+SMALLEST = 0.01
+"""Factor on a defect's size below which nothing is left of it."""
 
 TRIES = 8
 """Draws of a change before a defect that vanishes by it is taken as it is."""
@@ -76,10 +79,11 @@ class Paste(Generator):
         options: See ``Method``.
 
     Raises:
-        UserError: An unknown kind, or none with a positive frequency.
+        UserError: An unknown kind, none with a positive frequency, or an interval that is none.
     """
 
     fit_kind = "none"
+    needs: ClassVar[str] = "detect"  # shapes of noise need good images alone; what lacks a mask is named
 
     def __init__(
         self,
@@ -100,9 +104,12 @@ class Paste(Generator):
         self.kinds = [(k, w) for k, w in weights.items() if w > 0]
         if not self.kinds:
             raise UserError("method.kinds: every frequency is 0.", "Give one of them a positive number.")
+        if negative := sorted(k for k, w in weights.items() if w < 0):
+            raise UserError(f"method.kinds: {', '.join(negative)} is negative.", "0 means never.")
         self.defects, self.scale, self.strength = defects, scale, strength
         self.turn: Turn = turn
         self.jitter = jitter
+        self._refuse()
         self._good: dict[str, list[tuple[np.ndarray, str, str]]] = {}
         self._patches: dict[str, list[Patch]] = {}
 
@@ -112,8 +119,31 @@ class Paste(Generator):
         more = any(kind == "perlin" for kind, _ in self.kinds) and ANOMALY not in self.info.classes
         return (*self.info.classes, ANOMALY) if more else self.info.classes
 
+    def _refuse(self) -> None:
+        """Refuse intervals that nothing can be drawn from.
+
+        Raises:
+            UserError: One of them is upside down or out of range.
+        """
+        ranges = {
+            "defects": (self.defects, 0, np.inf, "[1, 2]"),
+            "scale": (self.scale, SMALLEST, np.inf, "[0.7, 1.3]"),
+            "strength": (self.strength, 0, 1, "[0.8, 1.0]"),
+        }
+        for name, (interval, least, most, example) in ranges.items():
+            if len(interval) != 2 or not least <= interval[0] <= interval[1] <= most:
+                raise UserError(
+                    f"method.{name}={list(interval)} is no interval within {least} to {most}.",
+                    f"Give two numbers, the smaller one first, e.g. {example}.",
+                )
+        if self.jitter is not None and self.jitter < 0:
+            raise UserError(f"method.jitter={self.jitter} is negative.", "Give pixels, or null for anywhere.")
+
     def observe(self, batch: list[Episode]) -> None:
-        """Keep good images, and cut the defects out of the others."""
+        """Keep good images, and cut the defects out of the others.
+
+        An image whose defect is too small for a pixel of its squashed mask is neither.
+        """
         for episode in batch:
             pixels = (episode.query_image[0] * 255).round().to(torch.uint8)  # (3, side, side)
             pixels = pixels.movedim(0, -1).contiguous().numpy()
@@ -123,7 +153,7 @@ class Paste(Generator):
             if mask.any():
                 patches = [_cut(pixels, mask == k, int(k), name, group) for k in np.unique(mask[mask > 0])]
                 self._patches.setdefault(episode.product, []).extend(patches)
-            else:
+            elif int(episode.query_label[0]) == 0:
                 self._good.setdefault(episode.product, []).append((pixels, name, group))
 
     def generate(self, numbers: Sequence[int]) -> list[Generated]:

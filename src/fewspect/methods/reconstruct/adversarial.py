@@ -105,7 +105,7 @@ class Srgan(Reconstruct):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of formats
         """Two optimisers and schedules with the same options."""
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = optim.planned_steps(self.trainer)
         if self.trainer.max_steps > 0:
             steps = min(steps, self.trainer.max_steps // 2)
         pairs = [

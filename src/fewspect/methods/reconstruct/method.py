@@ -21,6 +21,7 @@ from torch.optim.swa_utils import update_bn
 from fewspect.backbones import weights
 from fewspect.errors import UserError
 from fewspect.methods import optim
+from fewspect.methods.base import own_weights
 from fewspect.methods.detector import Detector
 from fewspect.methods.reconstruct.blocks import AutoEncoder
 from fewspect.methods.reconstruct.corrupt import cut_paste
@@ -72,6 +73,7 @@ class Reconstruct(Detector):
         **options: Any,  # noqa: ANN401 - checked by the bases
     ) -> None:
         chosen = self.schema["loss"](**(loss or {}))
+        own_weights(options, "the weights in method.loss")
         super().__init__(loss_weights=chosen.weights, **options)
         self.loss = chosen
         self.residual = Residual(**(residual or {}))

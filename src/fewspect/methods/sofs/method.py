@@ -22,6 +22,7 @@ from torch import Tensor
 from fewspect.backbones.base import Backbone
 from fewspect.errors import UserError
 from fewspect.methods import optim
+from fewspect.methods.base import own_weights
 from fewspect.methods.segmenter import Segmenter, Sliding
 from fewspect.methods.sofs.checkpoint import load_official
 from fewspect.methods.sofs.head import Head
@@ -70,6 +71,7 @@ class SOFS(Segmenter):
             head = {**(head or {}), **ORIGINAL_HEAD}
             options["evaluate"] = {**(options.get("evaluate") or {}), **ORIGINAL_EVALUATION}
         parts = {"dice": weights.pop("dice_weight", 1.0), "ce": weights.pop("ce_weight", 0.5)}
+        own_weights(options, "method.loss.dice_weight and ce_weight")
         super().__init__(loss_weights=parts, **options)
         self.eta = float(weights.pop("eta", 1.0))
         self.target_threshold = float(weights.pop("target_threshold", 0.1))

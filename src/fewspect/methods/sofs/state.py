@@ -1,8 +1,7 @@
 """What travels between the two halves of SOFS: the encoded support and the answer on the feature grid."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -33,15 +32,6 @@ class SupportState:
     value: Tensor
     classifier: Tensor
     foreground: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SupportState":
-        """Return a copy whose tensors live on ``device``."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if f.name != "unit"
-        }
-        return replace(self, unit=tuple(u.to(device, non_blocking=non_blocking) for u in self.unit), **moved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from fewspect import draws
 from fewspect.backbones.base import Backbone
 from fewspect.errors import UserError
 from fewspect.methods import optim
-from fewspect.methods.base import Method
+from fewspect.methods.base import Method, own_weights
 from fewspect.methods.supervised.loss import cross_entropy, dice
 from fewspect.methods.supervised.net import build
 from fewspect.nn.windows import squash
@@ -61,6 +61,7 @@ class Supervised(Method):
     task = "label"
     needs = "detect"  # images without masks can be asked about; learning from them is refused by the data
     protocols = ("labelled",)
+    not_exported = "its maps are resized class by class, which nobody has written as a graph"
     schema: ClassVar[dict[str, Any]] = {"loss": Loss, "optimizer": optim.build}
 
     def __init__(
@@ -76,7 +77,9 @@ class Supervised(Method):
         **options: Any,  # noqa: ANN401 - those of Method
     ) -> None:
         self.loss = Loss(**(loss or {}))
-        super().__init__(loss_weights={"ce": self.loss.ce, "dice": self.loss.dice}, **options)
+        own_weights(options, "method.loss.ce and dice")
+        weights = {"ce": self.loss.ce, "dice": self.loss.dice}
+        super().__init__(loss_weights={k: w for k, w in weights.items() if w}, **options)
         self.network, self.width, self.levels, self.side = network, width, levels, side
         self.backbone = backbone if context and network == "unet" else None
         self.classes: tuple[str, ...] = ()
@@ -130,12 +133,15 @@ class Supervised(Method):
             )
         images = torch.cat([e.query_image for e in batch])  # (B, 3, side, side)
         target = torch.cat([e.query_mask for e in batch])
-        logits = self.logits(images).float()
+        lonely = len(images) == 1 and self.network.startswith(
+            "deeplabv3"
+        )  # it normalises one value per image
+        logits = self.logits(torch.cat([images, images]) if lonely else images).float()[: len(images)]
         parts = {
             "ce": lambda: cross_entropy(logits, target, self.loss.balance),
             "dice": lambda: dice(logits, target),
         }
-        return {name: part() for name, part in parts.items() if self.loss_weights[name]}
+        return {name: part() for name, part in parts.items() if name in self.loss_weights}
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, K + 1, h, w) of images (B, 3, h, w) in [0, 1]."""
