@@ -1,8 +1,8 @@
 """Targets, weights and losses of a diffusion network (specification 3.3, 11.2).
 
 The original minimises the squared error of x0, all timesteps alike, over all channels together. Here the
-preset says what is predicted (``default``: velocity; ``tiny``: x0 by the large network, velocity by the small
-one), with min-SNR weights (Hang et al. 2023), which stand for the same weight on x0 whatever that is.
+preset says what is predicted (``default``: velocity; ``tiny``: x0), with min-SNR weights (Hang et al. 2023),
+which stand for the same weight on x0 whatever that is.
 """
 
 from typing import Literal

@@ -61,8 +61,8 @@ PRESETS: dict[Preset, Settings] = {
             "large": {"width": 64, "mult": (1, 2), "blocks": 1, "attention": (2,), "patch": 4, **WHOLE},
             "small": {"width": 64, "mult": (1,), "blocks": 2, "patch": 2, "norm": "local"},
         },
-        # a cell of 16 pixels has more values than the network is wide: it can't repeat noise as velocities do
-        predict={"large": "x0", "small": "velocity"},
+        # velocities repeat the noise, and networks so narrow leave some of it: grain, specks of wrong classes
+        predict=both("x0"),
         decay=0.995,
     ),
     "default": Settings(
