@@ -93,6 +93,14 @@ def test_pairs_problems_name_both(tmp_path):
     assert "lost.png" in found["orphan-mask"] and "c.png" in found["missing-mask"]
 
 
+def test_an_accent_is_the_same_however_it_is_stored(tmp_path):
+    composed, apart = "St\u00f6rung", "Sto\u0308rung"  # Windows and Linux; macOS
+    image(tmp_path / "images" / apart / f"{apart}.png")
+    mask(tmp_path / "masks" / composed / f"{composed}_mask.png")
+    (sample,) = folder.read(str(tmp_path)).refuse("strict").samples
+    assert sample.regions and sample.label == 1
+
+
 def test_index_masks_and_class_folds(tmp_path):
     for i in range(6):
         image(tmp_path / "images" / f"{i}.png")

@@ -1,6 +1,7 @@
 """What all readers share: safe paths, kind JSON errors, pairing by stem, object splits, the final index."""
 
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,8 @@ def pair(
 ) -> tuple[list[Pair], list[Problem]]:
     """Pair the files of two folders by stem (and sub-folder, if the masks have sub-folders too).
 
+    An accent is the same whether it is stored with its letter or after it, as macOS does.
+
     Problems: two images with one stem, two masks for one image (errors that name both), masks without image.
     """
     listed = scan(images, recursive=recursive)
@@ -107,15 +110,16 @@ def pair(
     flat = found is not None and all(m.parent == masks for m in found.images)
     by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for mask in found.images if found and masks else ():
-        by_name[_folder(mask, masks), mask.stem].append(mask)
-    pairs, used, seen = [], set(), {}
+        by_name[_folder(mask, masks), _composed(mask.stem)].append(mask)
+    pairs, used = [], set[Path]()
+    seen: dict[tuple[str, str], Path] = {}
     for image in listed.images:
-        folder = _folder(image, images)
-        if twin := seen.setdefault((folder, image.stem), image) if seen.get((folder, image.stem)) else None:
+        folder, stem = _folder(image, images), _composed(image.stem)
+        if twin := seen.get((folder, stem)):
             problems.append(Problem(str(image), "same-stem", f"has the same stem as {twin.name}"))
             continue
-        seen[folder, image.stem] = image
-        options = [m for s in suffixes for m in by_name.get(("" if flat else folder, image.stem + s), ())]
+        seen[folder, stem] = image
+        options = [m for s in suffixes for m in by_name.get(("" if flat else folder, stem + s), ())]
         used.update(options)
         if len(options) > 1:
             names = " and ".join(str(m) for m in options)
@@ -131,7 +135,11 @@ def pair(
 
 def _folder(path: Path, base: Path | None) -> str:
     relative = path.parent.relative_to(base) if base else Path()
-    return "" if relative == Path() else relative.as_posix()
+    return "" if relative == Path() else _composed(relative.as_posix())
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def index_regions(
