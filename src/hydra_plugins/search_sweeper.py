@@ -57,7 +57,16 @@ class SearchSweeper(Sweeper):
         self.launcher: ProcessLauncher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives every sweeper; jobs are processes, whatever launcher is the default."""
+        """Take what Hydra gives every sweeper; jobs are processes, whatever launcher is the default.
+
+        Raises:
+            UserError: The launcher that was chosen is another one.
+        """
+        if config.hydra.runtime.choices.get("hydra/launcher") == "slurm":
+            raise UserError(
+                "A search runs on this machine, not on SLURM.",
+                "Leave hydra/launcher out, and start it inside a job of the cluster.",
+            )
         self.config = config
         options: Any = OmegaConf.to_container(config.launcher, resolve=True)
         options = {k: v for k, v in options.items() if k not in OF_A_CLUSTER}
@@ -161,7 +170,14 @@ def _parsed(key: str, text: str) -> Override:
         values = list(override.sweep_iterator())
         if not all(isinstance(v, SIMPLE) for v in values):
             raise UserError(f"search: {key} has choices that are no plain values.", f"It says {text}.")
+    elif isinstance(override.value(), RangeSweep) and not list(override.sweep_iterator()):
+        raise UserError(f"search: {key}={text} is an empty range.", "It ends before its stop: range(1,8).")
     return override
+
+
+def _rounded(value: float) -> float:
+    """A number without what adding up steps has left in its last digits."""
+    return float(f"{value:.12g}")
 
 
 def _suggested(trial: "optuna.Trial", key: str, override: Override) -> Any:  # noqa: ANN401 - a plain value
@@ -170,11 +186,11 @@ def _suggested(trial: "optuna.Trial", key: str, override: Override) -> Any:  # n
         choices: Any = list(override.sweep_iterator())
         return trial.suggest_categorical(key, choices)
     if isinstance(sweep, RangeSweep):
-        assert sweep.start is not None and sweep.stop is not None
-        last = sweep.stop - sweep.step  # Hydra's range ends before its stop
-        if all(isinstance(v, int) for v in (sweep.start, sweep.stop, sweep.step)):
-            return trial.suggest_int(key, int(sweep.start), int(last), step=int(sweep.step))
-        return trial.suggest_float(key, sweep.start, last, step=sweep.step)
+        values: Any = list(override.sweep_iterator())  # its stop is not among them
+        low, high, step = min(values), max(values), abs(sweep.step)
+        if all(isinstance(v, int) for v in (low, high, step)):
+            return trial.suggest_int(key, low, high, step=int(step))
+        return trial.suggest_float(key, _rounded(low), _rounded(high), step=step)
     assert isinstance(sweep, IntervalSweep)
     assert sweep.start is not None and sweep.end is not None
     logarithmic = "log" in sweep.tags

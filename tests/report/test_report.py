@@ -117,6 +117,49 @@ def test_what_differs_makes_rows_and_seeds_do_not(tmp_path):
     assert tables.compare(runs, columns=["shot"], rows=["method"]).column_names == [("1",), ("5",)]
 
 
+@pytest.mark.parametrize(
+    ("configs", "key"),
+    [
+        ([{"checkpoint": "a.ckpt"}, {"checkpoint": "b.ckpt"}], "checkpoint"),
+        ([{"objective": "val/miou"}, {"objective": "val/dice"}], "objective"),
+        ([{"trainer": {"gradient_clip_val": v}} for v in (0.1, None)], "trainer.gradient_clip_val"),
+        ([{"trainer": {"limit_test_batches": v}} for v in (2, None)], "trainer.limit_test_batches"),
+        ([{"data": {"root": v}} for v in ("x/caps", "x/bolts")], "data.root"),
+        ([{"data": {"root": v}} for v in ("2024/caps", "2025/caps")], "data.root"),
+        ([{"method": {"head": {"_target_": v}}} for v in ("a.A", "a.B")], "method.head._target_"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_runs_that_differ_are_rows_of_their_own(tmp_path, configs, key):
+    for k, config in enumerate(configs):
+        run_of_rows(tmp_path, f"m{k}", [{"index": 0}], config=config, miou=0.5)
+    runs, _ = records.collect([str(tmp_path)])
+    assert len(runs) == 2
+    found = tables.compare(runs)
+    assert (found.rows, {len(g) for g in found.groups.values()}) == (("method", key), {1})
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        [{"data": {"workers": v}} for v in (0, 4)],
+        [{"trainer": {"accelerator": v, "precision": "32-true"}} for v in ("cpu", "cuda")],
+        [{"trainer": {"log_every_n_steps": v}} for v in (1, 10)],
+    ],
+    ids=["workers", "accelerator", "logging"],
+)
+def test_where_and_how_fast_a_run_was_made_makes_no_other_one(tmp_path, configs):
+    for k, config in enumerate(configs):
+        run_of_rows(tmp_path, f"m{k}", [{"index": 0}], config=config, miou=0.5)
+    assert len(records.collect([str(tmp_path)])[0]) == 1
+
+
+def test_one_data_set_on_two_machines_is_one_row(tmp_path):
+    for seed, place in enumerate(("laptop/caps", "cluster/caps")):
+        run_of_rows(tmp_path, f"m{seed}", [{"index": 0}], seed, config={"data": {"root": place}}, miou=0.5)
+    assert tables.compare(records.collect([str(tmp_path)])[0]).rows == ("method",)
+
+
 def test_a_small_steady_gain_is_found_where_intervals_overlap(comparison):
     verdict = comparison.verdicts
     assert verdict[("ridge",), ("toy",)].word == "lower"
@@ -150,19 +193,19 @@ def test_statistics_of_resamples_equal_a_slow_count(place, metric):
     assert fast[0] == pytest.approx(run.metrics.get(f"test/{metric}", fast[0]))
 
 
-def run_of_rows(place, name, rows, seed=0, **metrics):
+def run_of_rows(place, name, rows, seed=0, config=None, **metrics):
     """A run that says what is given: rows of ``episodes.csv`` and metrics of the test."""
     folder = place / name
     folder.mkdir(parents=True)
     with (folder / "episodes.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)), restval="")
+        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)))
         writer.writeheader()
         writer.writerows(rows)
     record = {
         "status": "done",
         "seed": seed,
         "choices": {"method": name.rstrip("0123456789"), "data": "d"},
-        "config": {"seed": seed},
+        "config": {"seed": seed} | (config or {}),
         "metrics": {f"test/{k}": v for k, v in metrics.items()},
     }
     (folder / "run.json").write_text(json.dumps(record))

@@ -68,6 +68,8 @@ def sweep_folder(launcher: str, sweeper: str, now: str) -> str:
         return f"logs/sweeps/{now}-{os.getpid()}"
     told = [a for a in sys.argv[1:] if not a.startswith(("-", "launcher.", "hydra", "n_trials="))]
     values = "-".join(a.partition("=")[2] for a in told if a.startswith(("method=", "data=", "experiment=")))
+    if sweeper in LASTING:  # jobs of a grid are no trials: a search must not take them for its own
+        told.append(f"sweeper={sweeper}")
     words = re.sub(r"[^A-Za-z0-9]+", "-", values).strip("-")[:LONGEST_NAME]
     digest = hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:8]
     return f"logs/sweeps/{'-'.join(filter(None, (words, digest)))}"
