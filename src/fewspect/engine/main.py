@@ -39,9 +39,19 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     with ExitStack() as stack:
         if environment.is_first_process():
             stack.enter_context(folders.lock(folder))
-            if cfg.mode != "check":
+            if cfg.mode != "check" and cfg.resume:
+                _continue(cfg, folder, overrides)
+            elif cfg.mode != "check":
                 folders.save(cfg, folder)
         return MODES[cfg.mode](cfg, folder, allowed(overrides))
+
+
+def _continue(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """Keep the options of a run that goes on, once they are known to fit: a mistake must not stay in it."""
+    from fewspect.engine import build  # noqa: PLC0415
+
+    build.resolve(cfg, allowed(overrides))
+    folders.save(cfg, folder, overrides)
 
 
 def allowed(overrides: list[str]) -> list[str]:
