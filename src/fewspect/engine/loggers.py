@@ -102,17 +102,23 @@ def _wandb(
     if not known:
         id_file.write_text(secrets.token_hex(4))
     options["group"] = options["group"] or sweep_of(folder)
-    run = wandb.init(
-        id=id_file.read_text().strip(),
-        dir=str(folder),
-        name=config.get("name") or folder.name,
-        job_type=config.get("mode"),
-        tags=tags(config, choices),
-        config={**config, "choices": dict(choices)},
-        resume="allow" if known and options["mode"] == "online" else None,
-        settings=wandb.Settings(console="off", silent=True),
-        **options,
-    )
+    try:
+        run = wandb.init(
+            id=id_file.read_text().strip(),
+            dir=str(folder),
+            name=config.get("name") or folder.name,
+            job_type=config.get("mode"),
+            tags=tags(config, choices),
+            config={**config, "choices": dict(choices)},
+            resume="allow" if known and options["mode"] == "online" else None,
+            settings=wandb.Settings(console="off", silent=True),
+            **options,
+        )
+    except wandb.errors.Error as error:  # no login, no network, no such team
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"Weights & Biases: {what}", "Run wandb login, or use logger.mode=offline."
+        ) from error
     for name, summary in summaries(str(config.get("objective")), direction):
         run.define_metric(name, summary=summary)
     return WandbLogger(experiment=run)

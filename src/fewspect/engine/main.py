@@ -68,6 +68,11 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
     from fewspect.engine import build, checkpoints  # noqa: PLC0415
     from fewspect.engine.session import concluded, report  # noqa: PLC0415
 
+    if cfg.checkpoint:
+        raise UserError(
+            "checkpoint= has no effect on mode=train.",
+            "Use run=<folder> resume=true, or mode=test or predict.",
+        )
     start = None
     if cfg.resume:
         start, notice = checkpoints.resume_point(folder)

@@ -93,6 +93,8 @@ def _told(error: BaseException) -> BaseException:
             f"A loader process ended: {str(error).splitlines()[0]}",
             "Memory may have run out: lower data.workers or data.batch_size, then run=<folder> resume=true.",
         )
+    if isinstance(error, RuntimeError):
+        return checkpoints.misfit(error)
     if isinstance(error, MisconfigurationException) and (found := UNMEASURED.search(str(error))):
         return UserError(
             f"The validation gave no {found[1]}: no image in it shows a defect, or is taken for one.",
