@@ -208,6 +208,7 @@ def _written(value: Any) -> str:  # noqa: ANN401 - a plain value
 
 def _show(study: "optuna.Study", place: Path) -> None:
     from rich.console import Console  # noqa: PLC0415 - Hydra imports this at every start
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     done = [t for t in study.trials if t.value is not None]
@@ -215,10 +216,10 @@ def _show(study: "optuna.Study", place: Path) -> None:
         keys = sorted({k for t in done for k in t.params})
         table = Table(title=f"{len(study.trials)} trials, {len(done)} with a result", title_justify="left")
         for name in ("trial", "value", *keys):
-            table.add_column(name, justify="right")
+            table.add_column(escape(name), justify="right")
         sign = -1 if study.direction.name == "MAXIMIZE" else 1
         for t in sorted(done, key=lambda t: sign * float(t.value or 0.0))[:10]:
             values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(t.params.get, keys))
-            table.add_row(str(t.number), f"{t.value:.4f}", *values)
+            table.add_row(str(t.number), f"{t.value:.4f}", *map(escape, values))
         Console(width=None if Console().is_terminal else 160).print(table)
     print(place, flush=True)

@@ -344,6 +344,30 @@ def test_the_page_asks_nothing_of_the_network_and_shows_everything(place, compar
     assert "failed" in text
 
 
+def test_what_is_better_is_decided_once():
+    """Checkpoints, searches and comparisons follow one rule."""
+    from fewspect.engine.session import direction_of
+    from fewspect.metrics.suites import LOWER_IS_BETTER
+
+    small = [*LOWER_IS_BETTER, "loss"]
+    assert not any(tables.is_better_high(f"val/{name}") for name in small)
+    assert {direction_of(f"val/{name}") for name in small} == {"min"}
+    assert direction_of("val/miou") == "max"
+    assert tables.is_better_high("test/image_auroc")
+
+
+def test_names_in_brackets_reach_the_terminal(comparison, place, capsys):
+    """Rich takes [x] for a style."""
+    from fewspect.engine import tables as terminal
+
+    rows = [{"class": "screw [new]/scratch", "[iou]": 0.5}]
+    terminal.show({"": rows, "types [a]": rows}, {"x[b]": 1.0}, ["see [/c] and [red]"], "test [d]")
+    terminal.show_evaluation([{"measure": "images that show [e]"}], ["a [/f]"])
+    told = capsys.readouterr().out
+    for name in ("screw [new]/scratch", "[iou]", "[a]", "x[b]", "[/c] and [red]", "[d]", "[e]", "[/f]"):
+        assert name in told
+
+
 def test_charts_bear_what_cannot_be_drawn():
     assert charts.bars([("a", math.nan, 0.0)], "x") == ""
     assert charts.lines({"a": [(0, math.nan)]}, "x") == ""

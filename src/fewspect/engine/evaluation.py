@@ -90,7 +90,7 @@ class Report:
         self.rows.append({"measure": measure, **{k: v for k, v in cells.items() if not _nan(v)}})
 
     def metrics(self) -> dict[str, float]:
-        """All numbers by name, ``<measure>`` and ``real/<measure>``; an indented row belongs to that above."""
+        """All numbers by name, ``<measure>`` and ``real/<measure>``; an indented row belongs to the last."""
         names, pairs, above = {"generated": "", "real": "real/"}, [], ""
         for row in self.rows:
             measure = str(row["measure"])
