@@ -95,6 +95,7 @@ def _wandb(
     try:
         import wandb  # noqa: PLC0415 - half a second that csv users do not pay
         from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415
+        from wandb.errors import Error  # noqa: PLC0415
     except ImportError as error:
         raise UserError("logger=wandb needs wandb.", "Install it: pip install wandb") from error
     id_file = folder / ID_FILE
@@ -114,7 +115,7 @@ def _wandb(
             settings=wandb.Settings(console="off", silent=True),
             **options,
         )
-    except wandb.errors.Error as error:  # no login, no network, no such team
+    except Error as error:  # no login, no network, no such team
         what = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Weights & Biases: {what}", "Run wandb login, or use logger.mode=offline."
