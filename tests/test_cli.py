@@ -1,5 +1,6 @@
 """The command line from outside: quick help, kind mistakes."""
 
+import os
 import subprocess
 import sys
 
@@ -129,3 +130,18 @@ def test_debug_shows_the_traceback(tmp_path):
     done = run("mode=trian", "debug=true", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+def test_threads_are_shared_out_only_where_a_launcher_says_how_many_there_are(monkeypatch):
+    """Lightning starts the processes of trainer=ddp itself and divides the cores unless that is done."""
+    from fewspect.engine import environment as surroundings
+
+    monkeypatch.setattr(surroundings.os, "cpu_count", lambda: 16)
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    surroundings.prepare()
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    surroundings.prepare()
+    assert os.environ["OMP_NUM_THREADS"] == "4"

@@ -83,3 +83,20 @@ def test_one_training_image_says_nothing_about_copies(tmp_path):
     known.add(episode(picture(0), tmp_path / "x.png"))
     [made] = known.drawn(copier, 1, reject=0.5)
     assert made.origin == {"x": 1, "number": 0}
+
+
+def test_every_measure_of_an_evaluation_has_a_name_of_its_own():
+    from fewspect.engine.evaluation import Report
+
+    report = Report()
+    for part, value in (("images", 1.0), ("defects", 2.0)):
+        report.add(f"kernel distance ({part})", value, 10 * value)
+        report.add("  95 % interval, half width", value / 10)
+    assert report.metrics() == {
+        "kernel distance (images)": 1.0,
+        "real/kernel distance (images)": 10.0,
+        "kernel distance (images): 95 % interval, half width": 0.1,
+        "kernel distance (defects)": 2.0,
+        "real/kernel distance (defects)": 20.0,
+        "kernel distance (defects): 95 % interval, half width": 0.2,
+    }

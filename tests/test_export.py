@@ -171,8 +171,26 @@ def test_other_decisions_other_shapes_and_nan_are_differences():
     for other in (answer(0.5, 0), answer(float("nan"), 1), answer(0.5, 1, 0.01), answer(0.6, 1)):
         with pytest.raises(UserError, match="answers differently"):
             parity.compare([(answer(0.5, 1), other, (4, 4))], 0.4).require()
+    with pytest.raises(UserError, match="score by inf"):  # the run's own answer is no number
+        parity.compare([(answer(float("nan"), 1), answer(0.5, 1), (4, 4))], 0.4).require()
     tie = parity.compare([(answer(0.4, 0), answer(0.4, 1), (4, 4))], 0.4)
     assert (tie.ties, tie.different, tie.decisions) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "value"),
+    [(torch.uint8, 255), (torch.int64, 255), (torch.bool, 255), (torch.float32, 128)],
+    ids=str,
+)
+def test_an_instance_is_told_by_any_kind_of_mask(mask, value):
+    """Labels of an index mask are not grey levels; soft masks are float."""
+    values = torch.zeros(8, 8)
+    values[2:4, 2:5] = 0.5 if mask == torch.float32 else 2
+    given = reader._instance(values.to(mask), None, torch.zeros(3, 8, 8))
+    assert given["mask"].unique().tolist() == [0, value]
+    assert given["box"].tolist() == [2, 2, 4, 3]
+    with pytest.raises(UserError, match="tells instances apart"):
+        reader._instance(torch.zeros(8, 8).to(mask), None, torch.zeros(3, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,39 @@ def test_a_checkpoint_of_another_method_says_so(tmp_path):
     assert "run=<folder>" in error.value.hint
 
 
+def test_a_checkpoint_that_a_trainer_cannot_load_says_so():
+    """Test, predict and resume load through Lightning."""
+    from fewspect.engine.session import _told
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.nn.Linear(2, 1).load_state_dict(torch.nn.Linear(3, 1).state_dict())
+    told = _told(caught.value)
+    assert isinstance(told, UserError)
+    assert told.message.startswith("The checkpoint does not fit Linear: size mismatch for weight")
+    other = RuntimeError("something else")
+    assert _told(other) is other
+
+
+def test_checkpoints_are_kept_where_files_cannot_be_linked(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EPERM, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    for number in (1, 2, 3):
+        checkpoints.AtomicIO().save_checkpoint(state(number), tmp_path / "last.ckpt")
+    kept = {p.name: torch.load(p, weights_only=True)["n"] for p in tmp_path.iterdir()}
+    assert kept == {"last.ckpt": 3, "previous.ckpt": 2}
+
+
+def test_training_from_a_checkpoint_is_refused(tmp_path):
+    from fewspect.engine import main
+
+    cfg = OmegaConf.create({"mode": "train", "checkpoint": "some.ckpt", "resume": False})
+    with pytest.raises(UserError, match=r"checkpoint= has no effect on mode=train\.") as told:
+        main.train(cfg, tmp_path, [])
+    assert "resume=true" in told.value.hint
+
+
 # -- caches --------------------------------------------------------------------------------------------------
 
 

@@ -290,6 +290,27 @@ def test_the_artefact_gives_the_same_decisions_in_a_later_process(inspected):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["run=first", "checkpoint=first/inspector.safetensors"])
+def test_what_is_reported_can_change_and_what_was_learned_cannot(inspected, how):
+    place, _ = inspected
+    asked = ("mode=inspect", how, *TOY[:-2], "data.root='my parts ä'", "hydra.run.dir=other")
+    done = run(*asked, "inspect.mm_per_pixel=1", "inspect.most=1", "inspect.least=3", cwd=place)
+    assert done.returncode == 0, done.stderr
+    regions = read(place / "other" / "regions.csv")
+    assert len(regions) == len({r["file"] for r in regions})
+    assert float(regions[0]["length_mm"]) == pytest.approx(float(regions[0]["length_pixels"]), abs=0.1)
+    shutil.rmtree(place / "other")
+    for wrong in ("alpha=0.05", "inspect.token=both"):
+        done = run(*asked, wrong, cwd=place)
+        assert done.returncode == 2, done.stderr
+        message, advice = done.stderr.strip().splitlines()[-2:]
+        assert message.startswith(f"Error: {wrong}: ")
+        assert "was made with" in message
+        assert advice.startswith("Leave it out")
+        shutil.rmtree(place / "other")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says", "hint"),
     [

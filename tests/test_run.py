@@ -269,3 +269,22 @@ def test_a_recorded_run_never_brings_permissions(tmp_path):
         f"run={tmp_path}",
         "method=other",
     ]
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_resume_does_not_stay_in_the_run(trained, place):
+    folder = place / "mistaken"
+    (folder / ".hydra").mkdir(parents=True)
+    names = ("config.yaml", ".hydra/overrides.yaml")
+    before = {name: (trained[0] / name).read_text() for name in names}
+    for name in names:
+        (folder / name).write_text(before[name])
+    for wrong in ("data.batch_size=many", "mode=check"):
+        done = run(f"run={folder}", "resume=true", wrong, cwd=place)
+        assert (done.returncode == 2) == (wrong != "mode=check"), done.stderr
+        assert {name: (folder / name).read_text() for name in names} == before
+    done = run(f"run={folder}", "resume=true", "data.batch_size=1", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.load(folder / "config.yaml").data.batch_size == 1
+    assert "data.batch_size=1" in folders.recorded(folder)
+    assert "data.batch_size=2" not in folders.recorded(folder)

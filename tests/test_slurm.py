@@ -103,6 +103,10 @@ def test_a_queued_again_job_goes_on_in_its_folder(tmp_path, monkeypatch):
     assert made.arguments()[0] == "seed=1", "nothing was saved"
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
     assert made.arguments() == [f"run='{folder}'", "resume=true"]
+    trusted = Attempt(("python", "run.py"), ("seed=1", "allow=[mine]", "debug=true"), folder)
+    assert trusted.arguments() == [f"run='{folder}'", "resume=true", "allow=[mine]", "debug=true"]
+    other = Attempt(("python", "run.py"), ("seed=1", "mode=inspect"), folder)
+    assert other.arguments() == [*other.options, f"hydra.run.dir='{folder}'"], "only a training goes on"
     monkeypatch.setenv("SLURM_PROCID", "3")
     assert made.arguments()[2:] == ["hydra.output_subdir=null", "hydra.job.name=run_3"]
 
@@ -178,6 +182,13 @@ def test_a_wrong_option_of_sbatch_is_named(tmp_path, cluster):
     assert code == 2
     assert "partitoin" in err
     assert "Traceback" not in err
+
+
+def test_a_search_is_not_sent(tmp_path):
+    code, _, err = sweep(tmp_path, "hydra/sweeper=search", "seed=int(interval(0,9))")
+    assert code == 2
+    assert err.strip().splitlines()[0] == "Error: A search runs on this machine, not on SLURM."
+    assert not list(tmp_path.rglob("study.db"))
 
 
 def test_the_extra_is_declared():

@@ -119,7 +119,7 @@ def test_a_dry_run_starts_nothing(tmp_path):
     code, out, _ = sweep(tmp_path, "seed=0,1", "launcher.dry_run=true")
     assert code == 0
     assert len(re.findall(r"\bstart\b", out)) == 2
-    assert not (tmp_path / "logs").exists() or not list(place(tmp_path).glob("[0-9]"))
+    assert [p.name for p in place(tmp_path).iterdir()] == ["multirun.yaml"]
 
 
 def test_a_place_with_odd_characters(tmp_path):
@@ -140,7 +140,10 @@ def test_a_sweep_s_folder_follows_from_what_is_asked(monkeypatch):
     same = named("method=sofs,vae", "seed=0,1", "launcher.n_jobs=2")
     assert same == named("seed=0,1", "method=sofs,vae")
     assert same != named("method=sofs,vae", "seed=0,1,2")
+    named("method=sofs,vae", "seed=0,1")
     assert Path(same).name.startswith("sofs-vae-")
+    assert same == sweep_folder("slurm", "basic", "now"), "a grid goes on elsewhere"
+    assert same != sweep_folder("basic", "search", "now"), "a search is told nothing of a grid"
     assert sweep_folder("basic", "basic", "now") == f"logs/sweeps/now-{os.getpid()}"
 
 
@@ -217,6 +220,8 @@ def processes():
         ("int(interval(2,5))", 2, 5, int),
         ("tag(log,interval(0.001,0.1))", 0.001, 0.1, float),
         ("range(0.5,2.5,0.5)", 0.5, 2.0, float),
+        ("range(0.1,0.7,0.1)", 0.1, 0.6, float),
+        ("range(0.1,1.0,0.25)", 0.1, 0.85, float),
     ],
 )
 def test_proposals_lie_in_what_was_written(text, low, high, kind):
@@ -229,9 +234,30 @@ def test_proposals_lie_in_what_was_written(text, low, high, kind):
     assert all(isinstance(v, kind) for v in values)
     assert min(values) >= low
     assert max(values) <= high
+    if "range" in text:
+        assert (min(values), max(values)) == (low, high)
     if kind is int:
         assert set(values) == set(range(low, high + 1))
     assert all(search._parsed("x", f"choice({search._written(v)},0)") for v in values[:3])
+
+
+@pytest.mark.parametrize("text", ["range(1,8,2)", "range(0,10,3)", "range(8,1,-2)"])
+def test_every_value_of_a_range_is_proposed(text):
+    optuna = pytest.importorskip("optuna")
+    from hydra_plugins import search_sweeper as search
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    override = search._parsed("a.b", text)
+    found = {search._suggested(study.ask(), "a.b", override) for _ in range(200)}
+    assert found == set(override.sweep_iterator())
+
+
+def test_an_empty_range_is_refused():
+    from fewspect.errors import UserError
+    from hydra_plugins import search_sweeper as search
+
+    with pytest.raises(UserError, match="empty range"):
+        search._parsed("a.b", "range(5,5)")
 
 
 @pytest.mark.parametrize("value", ["a b", "it's", "1e-3", None, True, 3, 0.25, "null"])

@@ -9,6 +9,7 @@ import pytest
 from cli import FAST, ROOT, command, environment, run
 
 from fewspect.engine import loggers
+from fewspect.errors import UserError
 
 
 def offline(folder):
@@ -43,6 +44,19 @@ def test_a_dashboard_can_filter_group_and_show(tmp_path):
 def test_a_run_of_a_sweep_knows_its_sweep(tmp_path):
     assert loggers.sweep_of(tmp_path / "logs" / "sweeps" / "mine" / "0") == "mine"
     assert loggers.sweep_of(tmp_path / "logs" / "sofs" / "toy" / "x") is None
+
+
+def test_no_login_is_told_in_two_lines(tmp_path, monkeypatch):
+    import wandb
+
+    def init(**options):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(UserError, match="No API key configured") as told:
+        loggers.build(tmp_path, {"objective": "val/miou"}, kind="wandb", mode="online")
+    assert "logger.mode=offline" in told.value.hint
+    assert "\n" not in told.value.message
 
 
 POISON = """

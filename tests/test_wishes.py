@@ -103,12 +103,12 @@ def test_variations_take_the_training_pictures_that_show_a_defect():
     [
         ({"product": "c"}, "product=c is no product"),
         ({"classes": ["hole", "rust"]}, "classes: rust is no class"),
-        ({"region": "random"}, "there is none"),
+        ({"region": "holes"}, "there is none"),
         ({"normal": "nothing"}, "nothing: no image there"),
         ({"normal": "goods", "region": "empty.png"}, "empty.png: the region is empty"),
     ],
 )
 def test_what_does_not_fit_is_named(place, options, says):
-    paths = {k: place / v if k in FILES and v != "random" else v for k, v in options.items()}
+    paths = {k: place / v if k in FILES else v for k, v in options.items()}
     with pytest.raises(UserError, match=says):
         asked(**paths)

@@ -34,6 +34,9 @@ TICK, GRACE = 0.2, 60.0
 """Seconds between two looks at the jobs; seconds that a stopped job has to save its state."""
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "out of memory", "DefaultCPUAllocator: can't allocate memory")
+TRAIN, OF_A_CALL = "mode=train", ("mode", "allow", "debug")
+"""What a job does that goes on where it stopped; options that its folder does not remember."""
+
 TAIL = 4000
 """Bytes at the end of a job's log that are searched."""
 
@@ -179,9 +182,7 @@ class ProcessLauncher(Launcher):
     def _start(self, job: Job) -> None:
         """Start a job anew, or where its folder says that it stopped."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        known = folders.state(job.folder) != "new" and any((job.folder / folders.CHECKPOINTS).glob("*.ckpt"))
-        place = quoted(job.folder)
-        options = [f"run={place}", "resume=true"] if known else [*job.overrides, f"hydra.run.dir={place}"]
+        options = arguments(job.overrides, job.folder)
         cores = max(1, (os.cpu_count() or 1) // self.n_jobs)
         surroundings = {"OMP_NUM_THREADS": str(cores), **os.environ}
         if job.slot is not None:
@@ -225,6 +226,23 @@ class ProcessLauncher(Launcher):
         done.status = JobStatus.COMPLETED if good else JobStatus.FAILED
         done.return_value = folders.objective(job.folder) if good else failure
         return done
+
+
+def arguments(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Options of a job's process: from the start, or from where its folder says that it stopped.
+
+    A training goes on; what belongs to a call is no part of a run and is said again. Other modes start over.
+    """
+    told = {key_of(o): o for o in overrides}
+    saved = any((folder / folders.CHECKPOINTS).glob("*.ckpt"))
+    if saved and folders.state(folder) != "new" and told.get("mode", TRAIN) == TRAIN:
+        return [f"run={quoted(folder)}", "resume=true", *(told[k] for k in OF_A_CALL if k in told)]
+    return [*overrides, f"hydra.run.dir={quoted(folder)}"]
+
+
+def key_of(override: str) -> str:
+    """Key of an option, without the signs of Hydra's grammar."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _own(overrides: Sequence[str]) -> tuple[str, ...]:

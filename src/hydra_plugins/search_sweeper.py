@@ -57,7 +57,16 @@ class SearchSweeper(Sweeper):
         self.launcher: ProcessLauncher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives every sweeper; jobs are processes, whatever launcher is the default."""
+        """Take what Hydra gives every sweeper; jobs are processes, whatever launcher is the default.
+
+        Raises:
+            UserError: The launcher that was chosen is another one.
+        """
+        if config.hydra.runtime.choices.get("hydra/launcher") == "slurm":
+            raise UserError(
+                "A search runs on this machine, not on SLURM.",
+                "Leave hydra/launcher out, and start it inside a job of the cluster.",
+            )
         self.config = config
         options: Any = OmegaConf.to_container(config.launcher, resolve=True)
         options = {k: v for k, v in options.items() if k not in OF_A_CLUSTER}
@@ -161,7 +170,14 @@ def _parsed(key: str, text: str) -> Override:
         values = list(override.sweep_iterator())
         if not all(isinstance(v, SIMPLE) for v in values):
             raise UserError(f"search: {key} has choices that are no plain values.", f"It says {text}.")
+    elif isinstance(override.value(), RangeSweep) and not list(override.sweep_iterator()):
+        raise UserError(f"search: {key}={text} is an empty range.", "It ends before its stop: range(1,8).")
     return override
+
+
+def _rounded(value: float) -> float:
+    """A number without what adding up steps has left in its last digits."""
+    return float(f"{value:.12g}")
 
 
 def _suggested(trial: "optuna.Trial", key: str, override: Override) -> Any:  # noqa: ANN401 - a plain value
@@ -170,11 +186,11 @@ def _suggested(trial: "optuna.Trial", key: str, override: Override) -> Any:  # n
         choices: Any = list(override.sweep_iterator())
         return trial.suggest_categorical(key, choices)
     if isinstance(sweep, RangeSweep):
-        assert sweep.start is not None and sweep.stop is not None
-        last = sweep.stop - sweep.step  # Hydra's range ends before its stop
-        if all(isinstance(v, int) for v in (sweep.start, sweep.stop, sweep.step)):
-            return trial.suggest_int(key, int(sweep.start), int(last), step=int(sweep.step))
-        return trial.suggest_float(key, sweep.start, last, step=sweep.step)
+        values: Any = list(override.sweep_iterator())  # its stop is not among them
+        low, high, step = min(values), max(values), abs(sweep.step)
+        if all(isinstance(v, int) for v in (low, high, step)):
+            return trial.suggest_int(key, low, high, step=int(step))
+        return trial.suggest_float(key, _rounded(low), _rounded(high), step=step)
     assert isinstance(sweep, IntervalSweep)
     assert sweep.start is not None and sweep.end is not None
     logarithmic = "log" in sweep.tags
@@ -192,6 +208,7 @@ def _written(value: Any) -> str:  # noqa: ANN401 - a plain value
 
 def _show(study: "optuna.Study", place: Path) -> None:
     from rich.console import Console  # noqa: PLC0415 - Hydra imports this at every start
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     done = [t for t in study.trials if t.value is not None]
@@ -199,10 +216,10 @@ def _show(study: "optuna.Study", place: Path) -> None:
         keys = sorted({k for t in done for k in t.params})
         table = Table(title=f"{len(study.trials)} trials, {len(done)} with a result", title_justify="left")
         for name in ("trial", "value", *keys):
-            table.add_column(name, justify="right")
+            table.add_column(escape(name), justify="right")
         sign = -1 if study.direction.name == "MAXIMIZE" else 1
         for t in sorted(done, key=lambda t: sign * float(t.value or 0.0))[:10]:
             values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(t.params.get, keys))
-            table.add_row(str(t.number), f"{t.value:.4f}", *values)
+            table.add_row(str(t.number), f"{t.value:.4f}", *map(escape, values))
         Console(width=None if Console().is_terminal else 160).print(table)
     print(place, flush=True)

@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn
 
 from fewspect.engine import folders
 from fewspect.errors import UserError
-from hydra_plugins.process_launcher import GRACE, TICK, Job, ProcessLauncher, quoted
+from hydra_plugins.process_launcher import GRACE, TICK, Job, ProcessLauncher, arguments, key_of
 
 if TYPE_CHECKING:
     import submitit
@@ -76,10 +76,7 @@ class Attempt:
 
     def arguments(self) -> list[str]:
         """Options of the process of this task: from the start, or from where the folder says it stopped."""
-        place = quoted(self.folder)
-        saved = any((self.folder / folders.CHECKPOINTS).glob("*.ckpt"))
-        known = saved and folders.state(self.folder) != "new"
-        options = [f"run={place}", "resume=true"] if known else [*self.options, f"hydra.run.dir={place}"]
+        options = arguments(self.options, self.folder)
         rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
         if rank == "0":  # the first process of a job owns its folder
             return options
@@ -206,7 +203,7 @@ class SlurmLauncher(ProcessLauncher):
     def _attempt(self, job: Job) -> Attempt:
         """A job as it runs on a node, on all the devices that it gets."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        told = {o.lstrip("+~").partition("=")[0] for o in job.overrides}
+        told = {key_of(o) for o in job.overrides}
         many = self.gpus * self.nodes > 1
         devices = {
             "trainer.devices": self.gpus,

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from fewspect.callbacks import classes
+from fewspect.callbacks import classes, episodes
 from fewspect.types import Episode, Prediction
 
 
@@ -33,6 +33,22 @@ def test_rows_say_what_was_answered():
     assert [r["decision"] for r in rows] == ["a", "b", "c", "b", "unknown", "unknown"]
     assert [r["file"] for r in rows] == [f"q{i}.png" for i in range(6)]
     assert all(r["episode"] == 4 and 0.9 < r["probability"] < 1 for r in rows)
+
+
+def test_a_row_of_the_episodes_counts_as_the_metric_does():
+    """Rejected queries are wrong, those of no class count nowhere."""
+    asked = episode(labels=(1, 2, 3, 1, 0, -1))
+    assert episodes.row(asked, answer([1, 2, 3, 1, 2, 1]))["correct"] == 1
+    assert episodes.row(asked, answer([1, 2, 3, 1, 2, 1], [1, 2, 3, -1, -1, 1]))["correct"] == 0.75
+    assert "correct" not in episodes.row(episode(labels=(0,) * 6), answer([1] * 6))
+    assert episodes.row(asked, answer([1] * 6))["product"] == "bolt"
+
+
+def test_a_row_of_the_episodes_has_no_overlap_of_several_labels():
+    mask = torch.full((6, 24, 24), 2, dtype=torch.uint8)
+    one = episodes.row(episode(), Prediction(mask=mask.clamp(max=1)))
+    assert (one["intersection"], one["union"]) == (6 * 24**2, 6 * 24**2)
+    assert "union" not in episodes.row(episode(), Prediction(mask=mask, labels=("b", "a")))
 
 
 def test_confident_mistakes_are_drawn_once():

@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fewspect.callbacks.classes import answers
 from fewspect.callbacks.files import write_atomic
 from fewspect.callbacks.panels import pairs
 from fewspect.types import IGNORE, Episode, Prediction
 
 FILE = "episodes.csv"
-COLUMNS = ("index", "class", "query", "label", "score", "decision", "correct", "intersection", "union")
+COLUMNS = (
+    "index", "class", "query", "label", "score", "decision", "correct", "intersection", "union", "product",
+)  # fmt: skip
 PATH_PARTS = 3
 """Last parts of a path that name an image; the folders above belong to a machine."""
 
@@ -62,8 +65,10 @@ class Episodes(Callback):
 def row(episode: Episode, prediction: Prediction) -> Row:
     """What an episode asked and what was answered.
 
-    ``correct`` is the share of right answers in [0, 1]: of the queries' classes where there are logits, else
-    of the image's decision. ``intersection`` and ``union`` count pixels of the class, ignored ones left out.
+    ``correct`` is the share of right answers in [0, 1]: of the queries of a known class where there are
+    logits (a rejected one is wrong; blank where none has a known class), else of the image's decision.
+    ``intersection`` and ``union`` count pixels of the class, ignored ones left out; masks of several labels
+    have none, their classes are counted apart.
     """
     asked = Path(episode.paths[0]) if episode.paths else Path(str(episode.index))
     found: Row = {
@@ -71,18 +76,22 @@ def row(episode: Episode, prediction: Prediction) -> Row:
         "class": episode.name.strip("/"),
         "query": "/".join(asked.parts[-PATH_PARTS:]),
         "label": int(episode.query_label[0]),
+        "product": episode.product,
     }
     if prediction.score is not None:
         found["score"] = float(prediction.score[0])
     if prediction.logits is not None:
-        found["correct"] = float((prediction.logits.argmax(1) + 1 == episode.query_label).double().mean())
+        known = episode.query_label.cpu() > 0
+        if known.any():
+            said = torch.tensor(answers(prediction)[0])
+            found["correct"] = float((said == episode.query_label.cpu())[known].double().mean())
     elif prediction.decision is not None:
         found["decision"] = int(prediction.decision[0])
         found["correct"] = float(bool(prediction.decision[0]) == bool(episode.query_label[0] > 0))
-    if prediction.mask is not None and prediction.mask.shape == episode.query_mask.shape:
+    mask = None if prediction.labels else prediction.mask
+    if mask is not None and mask.shape == episode.query_mask.shape:
         known = episode.query_mask != IGNORE
-        truth, marked = (episode.query_mask > 0) & known, (prediction.mask > 0) & known
-        right = truth & (prediction.mask == episode.query_mask)  # of labels: the right one
-        found["intersection"] = int(right.sum())
+        truth, marked = (episode.query_mask > 0) & known, (mask > 0) & known
+        found["intersection"] = int((truth & marked).sum())
         found["union"] = int((truth | marked).sum())
     return found

@@ -157,7 +157,7 @@ def join_tables(parts: list[Path], path: Path) -> None:
 
 
 class Predictions(Callback):
-    """Write what ``predict`` and ``test`` answer.
+    """Write what ``predict`` answers.
 
     Args:
         folder: Where to; default ``<default_root_dir>/predictions``. Must not be a folder that holds inputs.
@@ -167,10 +167,10 @@ class Predictions(Callback):
         self.folder = folder
         self._began = 0.0
 
-    def _start(self, trainer: Trainer, stage: str) -> None:
+    def _start(self, trainer: Trainer) -> None:
         self._path = Path(self.folder or Path(trainer.default_root_dir) / "predictions")
         several = trainer.world_size > 1
-        self._names = Names(always=several or stage == "test")
+        self._names = Names(always=several)
         self._part = self._path / (f"rank{trainer.global_rank}.{TABLE}" if several else TABLE)
         self._table: Table | None = None
 
@@ -181,16 +181,13 @@ class Predictions(Callback):
 
     def _write(self, outputs: object) -> None:
         found = pairs(outputs)
-        given = outputs if isinstance(outputs, dict) else {}
-        each = (time.perf_counter() - self._began) / max(1, len(found))
-        seconds = given.get("seconds") or [each] * len(found)
-        for (episode, prediction), spent in zip(found, seconds, strict=True):
+        spent = (time.perf_counter() - self._began) / max(1, len(found))
+        for episode, prediction in found:
             if prediction.logits is not None:
                 rows = answer_rows(episode, prediction)
-                self._add(row | {"seconds": round(float(spent) / len(rows), 6)} for row in rows)
+                self._add(row | {"seconds": round(spent / len(rows), 6)} for row in rows)
                 continue
-            self._add([self._one(episode, prediction) | {"seconds": round(float(spent), 4)}])
-        self._add(failed_row(str(file), str(reason)) for file, reason in given.get("failed", ()))
+            self._add([self._one(episode, prediction) | {"seconds": round(spent, 4)}])
 
     def _one(self, episode: Episode, prediction: Prediction) -> Row:
         file = episode.paths[0] if episode.paths else f"episode_{episode.index:05d}"
@@ -217,17 +214,9 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the table."""
-        self._start(trainer, "predict")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the table."""
-        self._start(trainer, "test")
+        self._start(trainer)
 
     def on_predict_batch_start(self, *args: object, **kwargs: object) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
-
-    def on_test_batch_start(self, *args: object, **kwargs: object) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
@@ -237,16 +226,6 @@ class Predictions(Callback):
         """Write the answers of one batch."""
         self._write(outputs)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, *rest: object, **kwargs: object
-    ) -> None:
-        """Write the answers of one batch."""
-        self._write(outputs)
-
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the table; join those of all processes."""
-        self._end(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the table; join those of all processes."""
         self._end(trainer)

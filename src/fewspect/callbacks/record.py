@@ -116,7 +116,7 @@ class Record(Callback):
     Args:
         objective: Name of the metric that counts.
         direction: Whether more or less of it is better.
-        facts: Plain values to store as they are: method, data, seed, config_digest, data_digest…
+        facts: Plain values to store as they are: method, data, seed, config…
         final: The stage whose end makes the run ``done``.
         folder: The run folder; default ``trainer.default_root_dir``.
     """

@@ -1,6 +1,8 @@
 """Checkpoints that are whole or absent, a state saved when the run is told to stop, the way back to it."""
 
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,6 +19,8 @@ from fewspect.engine.front import Stopped
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
 from fewspect.nn import loading
+
+MISFIT = re.compile(r"Error\(s\) in loading state_dict for (\w+)")
 
 MINUTES = 10.0
 """Longest time between two saved states inside an epoch."""
@@ -52,7 +56,10 @@ class AtomicIO(TorchCheckpointIO):
         if target.name == LAST and target.exists():
             kept = target.with_name(f".{PREVIOUS}.part")
             kept.unlink(missing_ok=True)
-            kept.hardlink_to(target)
+            try:
+                kept.hardlink_to(target)
+            except OSError:  # a file system without links: exFAT, some network drives
+                shutil.copyfile(target, kept)
             kept.replace(target.with_name(PREVIOUS))
         part.replace(target)
 
@@ -219,10 +226,18 @@ def load(path: Path | None, method: Method) -> None:
     try:
         method.load_state_dict(content["state_dict"])
     except RuntimeError as error:
-        raise UserError(
-            f"checkpoint={own} does not fit {type(method).__name__}: {str(error).splitlines()[-1].strip()}",
-            "Use the configuration that it was trained with: run=<folder>.",
-        ) from error
+        raise misfit(error, f"checkpoint={own}") from error
+
+
+def misfit(error: RuntimeError, named: str = "The checkpoint") -> UserError | RuntimeError:
+    """What torch says about a state dict of another network, in our words; anything else as it is."""
+    found = MISFIT.match(str(error))
+    if found is None:
+        return error
+    return UserError(
+        f"{named} does not fit {found[1]}: {str(error).splitlines()[-1].strip()}",
+        "Use the configuration that it was trained with: run=<folder>, and no other options of the method.",
+    )
 
 
 def readable(path: Path) -> bool:

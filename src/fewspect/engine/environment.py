@@ -1,4 +1,4 @@
-"""What surrounds a run: seeds, threads and log lines (versions and git state are in ``callbacks.record``)."""
+"""What surrounds a run: threads and log lines (versions and git state are in ``callbacks.record``)."""
 
 import logging
 import os
@@ -18,8 +18,14 @@ NOISE = (
 
 
 def prepare() -> None:
-    """One log line per message, and a sensible number of threads for spawned processes."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, _local_world()))))
+    """One log line per message, and its share of the cores for a process of several on this machine.
+
+    Without a launcher that says how many there are nothing is set: Lightning shares the cores out when it
+    starts processes itself, but leaves alone what is set already.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        share = (os.cpu_count() or 1) // max(1, int(os.environ["LOCAL_WORLD_SIZE"]))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
     import lightning.pytorch  # noqa: F401, PLC0415 - adds its handlers now; not for --help
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
@@ -27,10 +33,6 @@ def prepare() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no list of absent accelerators
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-
-
-def _local_world() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:

@@ -90,9 +90,14 @@ class Report:
         self.rows.append({"measure": measure, **{k: v for k, v in cells.items() if not _nan(v)}})
 
     def metrics(self) -> dict[str, float]:
-        """All numbers by name, ``<measure>`` and ``real/<measure>``."""
-        names = {"generated": "", "real": "real/"}
-        pairs = [(names[k] + str(row["measure"]), row.get(k)) for row in self.rows for k in names]
+        """All numbers by name, ``<measure>`` and ``real/<measure>``; an indented row belongs to the last."""
+        names, pairs, above = {"generated": "", "real": "real/"}, [], ""
+        for row in self.rows:
+            measure = str(row["measure"])
+            inside = measure.startswith(" ")
+            above = above if inside else measure
+            name = f"{above}: {measure.strip()}" if inside else measure
+            pairs += [(names[k] + name, row.get(k)) for k in names]
         return {name: float(v) for name, v in pairs if isinstance(v, int | float)}
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewspect.errors import UserError
 from fewspect.report import records
 
-CONFIG = "config.yaml"
+CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 CHECKPOINTS = "checkpoints"
 RUN_KEYS = ("mode", "run", "resume", "checkpoint", "debug", "allow")
 """Options of one call: never taken over from the run folder (``allow`` least of all)."""
@@ -68,6 +68,8 @@ def sweep_folder(launcher: str, sweeper: str, now: str) -> str:
         return f"logs/sweeps/{now}-{os.getpid()}"
     told = [a for a in sys.argv[1:] if not a.startswith(("-", "launcher.", "hydra", "n_trials="))]
     values = "-".join(a.partition("=")[2] for a in told if a.startswith(("method=", "data=", "experiment=")))
+    if sweeper in LASTING:  # jobs of a grid are no trials: a search must not take them for its own
+        told.append(f"sweeper={sweeper}")
     words = re.sub(r"[^A-Za-z0-9]+", "-", values).strip("-")[:LONGEST_NAME]
     digest = hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:8]
     return f"logs/sweeps/{'-'.join(filter(None, (words, digest)))}"
@@ -90,7 +92,13 @@ def with_choices_of_run(arguments: list[str]) -> list[str]:
             )
         return [*_method_of(typed), *brought_backbone(typed), *arguments]
     require_run(Path(run))
-    return [*(o for o in recorded(Path(run)) if _still_holds(o, typed)), *arguments]
+    # Hydra would overwrite what a run to be continued remembers before the options are checked: ``save`` does
+    later = typed.get("resume", "").lower() == "true" and "hydra.output_subdir" not in typed
+    return [
+        *(o for o in recorded(Path(run)) if _still_holds(o, typed)),
+        *arguments,
+        *(["hydra.output_subdir=null"] if later else []),
+    ]
 
 
 def _unquoted(value: str) -> str:
@@ -154,7 +162,7 @@ def require_run(folder: Path) -> None:
 
 def recorded(folder: Path) -> list[str]:
     """Overrides of an earlier run that describe the experiment (not the call)."""
-    path = folder / ".hydra" / "overrides.yaml"
+    path = folder / OVERRIDES
     if not path.is_file():
         return []
     overrides = [str(o) for o in OmegaConf.to_container(_read(path)) or []]
@@ -192,9 +200,12 @@ def restore(cfg: DictConfig, overrides: list[str], choices: list[str]) -> DictCo
     return merged
 
 
-def save(cfg: DictConfig, folder: Path) -> None:
-    """Write ``config.yaml``."""
+def save(cfg: DictConfig, folder: Path, overrides: Sequence[str] | None = None) -> None:
+    """Write ``config.yaml``, and the overrides where Hydra has not written them (a continued run)."""
     write(folder / CONFIG, OmegaConf.to_yaml(cfg))
+    if overrides is not None:
+        (folder / OVERRIDES).parent.mkdir(exist_ok=True)
+        write(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
 
 
 def write(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 The run folder gets ``inspection.csv`` (a row per image), ``regions.csv`` (a row per region),
 ``inspection.html`` (for people), ``predictions/`` (maps, masks, overlays) and ``inspector.safetensors``: the
-one file that gives the same decisions again, ``mode=inspect run=<folder> data.root=<new parts>``.
+one file that gives the same decisions again, ``mode=inspect run=<folder> data.root=<new parts>``. What it was
+made with cannot be changed any more, but for ``REPORTED``.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -28,6 +30,7 @@ from fewspect.engine import allow, build, checkpoints, folders, tables
 from fewspect.engine.session import Session, concluded
 from fewspect.errors import UserError
 from fewspect.inspection import Inspection, Inspector, Options, described
+from fewspect.methods.calibration import Rules
 from fewspect.methods.detector import Detector
 from fewspect.report import inspection as report
 from fewspect.types import Sample
@@ -37,7 +40,10 @@ log = logging.getLogger(__name__)
 ARTEFACT, TABLE, REGIONS, PAGE = "inspector.safetensors", "inspection.csv", "regions.csv", "inspection.html"
 FORMAT = "fewspect-inspector-1"
 OF_THE_INSPECTOR = ("method", "backbone", "inspect", "seed")
-"""Groups of the config that an artefact brings along; data and what is reported come from the command."""
+"""Groups of the config that an artefact brings along; data come from the command."""
+
+REPORTED = ("least", "most", "mm_per_pixel")
+"""Options of ``inspect`` that a command may change: they say what is reported, not what is a defect."""
 
 DETECTOR, EXAMPLES = "detector/", "examples/"
 EVERY = 25
@@ -55,8 +61,9 @@ def inspect(cfg: DictConfig, folder: Path, extra: list[str]) -> None:
     kept = _chosen(tree)
     held = None if kept is None else _read(kept, extra)
     if held is not None:
-        tree |= {k: v for k, v in held["tree"].items() if k != "inspect"}
-        tree["inspect"] = held["tree"]["inspect"] | {"mm_per_pixel": tree["inspect"]["mm_per_pixel"]}
+        _refuse_other(tree, held)
+        said = {k: tree["inspect"][k] for k in REPORTED if f"inspect.{k}" in _said()}
+        tree |= held["tree"] | {"inspect": held["tree"]["inspect"] | said}
     _demand(tree)
     with concluded(tree, folder, "predict") as s:
         s.record.setup(s.trainer, s.method, "inspect")
@@ -85,6 +92,39 @@ def _chosen(tree: dict[str, Any]) -> Path | None:
             f"mode=inspect without run= makes one; it lies in the run folder as {ARTEFACT}.",
         )
     return path
+
+
+def _said() -> set[str]:
+    """Keys that the command names."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return {o.lstrip("+~").partition("=")[0] for o in overrides}
+
+
+def _refuse_other(tree: dict[str, Any], held: dict[str, Any]) -> None:
+    """Refuse what an inspector was made with and a command cannot change any more.
+
+    Raises:
+        UserError: ``alpha`` or an option of ``inspect`` is another one.
+    """
+    kept = held["tree"]
+    asked = {"alpha": (tree["alpha"], (kept["method"].get("threshold") or {}).get("alpha", Rules().alpha))}
+    for key in sorted(_said()):
+        group, _, rest = key.partition(".")
+        if group == "inspect" and rest and rest not in REPORTED:
+            asked[key] = (_at(tree, key), _at(kept, key))
+    for key, (new, made) in asked.items():
+        if new != made and (key != "alpha" or new is not None):
+            raise UserError(
+                f"{key}={new}: {held['path']} was made with {made}.",
+                "Leave it out, or make another inspector: mode=inspect without run= and checkpoint=.",
+            )
+
+
+def _at(tree: Any, key: str) -> Any:  # noqa: ANN401 - any config node
+    """Value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def _demand(tree: dict[str, Any]) -> None:

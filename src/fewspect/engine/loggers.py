@@ -95,6 +95,7 @@ def _wandb(
     try:
         import wandb  # noqa: PLC0415 - half a second that csv users do not pay
         from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415
+        from wandb.errors import Error  # noqa: PLC0415
     except ImportError as error:
         raise UserError("logger=wandb needs wandb.", "Install it: pip install wandb") from error
     id_file = folder / ID_FILE
@@ -102,17 +103,23 @@ def _wandb(
     if not known:
         id_file.write_text(secrets.token_hex(4))
     options["group"] = options["group"] or sweep_of(folder)
-    run = wandb.init(
-        id=id_file.read_text().strip(),
-        dir=str(folder),
-        name=config.get("name") or folder.name,
-        job_type=config.get("mode"),
-        tags=tags(config, choices),
-        config={**config, "choices": dict(choices)},
-        resume="allow" if known and options["mode"] == "online" else None,
-        settings=wandb.Settings(console="off", silent=True),
-        **options,
-    )
+    try:
+        run = wandb.init(
+            id=id_file.read_text().strip(),
+            dir=str(folder),
+            name=config.get("name") or folder.name,
+            job_type=config.get("mode"),
+            tags=tags(config, choices),
+            config={**config, "choices": dict(choices)},
+            resume="allow" if known and options["mode"] == "online" else None,
+            settings=wandb.Settings(console="off", silent=True),
+            **options,
+        )
+    except Error as error:  # no login, no network, no such team
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"Weights & Biases: {what}", "Run wandb login, or use logger.mode=offline."
+        ) from error
     for name, summary in summaries(str(config.get("objective")), direction):
         run.define_metric(name, summary=summary)
     return WandbLogger(experiment=run)

@@ -39,9 +39,19 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     with ExitStack() as stack:
         if environment.is_first_process():
             stack.enter_context(folders.lock(folder))
-            if cfg.mode != "check":
+            if cfg.mode != "check" and cfg.resume:
+                _continue(cfg, folder, overrides)
+            elif cfg.mode != "check":
                 folders.save(cfg, folder)
         return MODES[cfg.mode](cfg, folder, allowed(overrides))
+
+
+def _continue(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """Keep the options of a run that goes on, once they are known to fit: a mistake must not stay in it."""
+    from fewspect.engine import build  # noqa: PLC0415
+
+    build.resolve(cfg, allowed(overrides))
+    folders.save(cfg, folder, overrides)
 
 
 def allowed(overrides: list[str]) -> list[str]:
@@ -58,6 +68,11 @@ def train(cfg: DictConfig, folder: Path, extra: list[str]) -> float | None:
     from fewspect.engine import build, checkpoints  # noqa: PLC0415
     from fewspect.engine.session import concluded, report  # noqa: PLC0415
 
+    if cfg.checkpoint:
+        raise UserError(
+            "checkpoint= has no effect on mode=train.",
+            "Use run=<folder> resume=true, or mode=test or predict.",
+        )
     start = None
     if cfg.resume:
         start, notice = checkpoints.resume_point(folder)

@@ -23,14 +23,15 @@ from fewspect.callbacks.gallery import Gallery
 from fewspect.callbacks.nan_guard import NanGuard
 from fewspect.callbacks.panels import Panels, write_png
 from fewspect.callbacks.predictions import Predictions
-from fewspect.callbacks.record import FILE, Record, read_record, write_record
+from fewspect.callbacks.record import FILE, LONGEST_ERROR, Record, read_record, write_record
 from fewspect.data.module import DataModule
 from fewspect.engine import build, checkpoints, loggers, tables
 from fewspect.engine.front import Stopped
 from fewspect.errors import UserError
 from fewspect.methods.base import Method
-from fewspect.metrics.suites import LOWER_IS_BETTER, Suite
+from fewspect.metrics.suites import Suite
 from fewspect.report.records import CHOICES
+from fewspect.report.tables import is_better_high
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def concluded(tree: dict[str, Any], folder: Path, stage: Stage) -> Iterator[Sess
     except BaseException as caught:
         error = _told(caught)
         status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
         try:
             if record is not None and record.record:
                 record.finish(session.trainer, status, error=text)
@@ -93,6 +94,8 @@ def _told(error: BaseException) -> BaseException:
             f"A loader process ended: {str(error).splitlines()[0]}",
             "Memory may have run out: lower data.workers or data.batch_size, then run=<folder> resume=true.",
         )
+    if isinstance(error, RuntimeError):
+        return checkpoints.misfit(error)
     if isinstance(error, MisconfigurationException) and (found := UNMEASURED.search(str(error))):
         return UserError(
             f"The validation gave no {found[1]}: no image in it shows a defect, or is taken for one.",
@@ -192,8 +195,7 @@ def _keep_classes(suite: Suite, folder: Path, data: DataModule) -> None:
 
 def direction_of(objective: str) -> Literal["max", "min"]:
     """Whether more of a metric is better: errors, losses and intervals want to be small."""
-    name = objective.rpartition("/")[2]
-    return "min" if name in LOWER_IS_BETTER or name.endswith("loss") else "max"
+    return "max" if is_better_high(objective) else "min"
 
 
 def facts(tree: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Job(Protocol):
 
 def announce(place: Path, jobs: Sequence[tuple[int, str, Sequence[str]]]) -> None:
     """List what a sweep would do: number, state of its folder, options."""
-    table = Table(title=f"dry run: {place}", title_justify="left")
+    table = Table(title=escape(f"dry run: {place}"), title_justify="left")
     for name in ("job", "would", "options"):
         table.add_column(name)
     shared = _shared([overrides for _, _, overrides in jobs])
@@ -120,7 +120,7 @@ def _tell(jobs: Sequence[Job], over: threading.Event) -> None:
 
 
 def _table(place: Path, jobs: Sequence[Job]) -> Table:
-    table = Table(title=str(place), title_justify="left")
+    table = Table(title=escape(str(place)), title_justify="left")
     for name in ("job", "state", "time", "epoch", "value", "options"):
         table.add_column(name, justify="right" if name in ("job", "time", "epoch", "value") else "left")
     shared = _shared([j.overrides for j in jobs])

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fewspect.report.inspection import Summary, sentences, short
@@ -29,20 +30,20 @@ Row = Mapping[str, str | int | float]
 def result(rows: Sequence[Row], totals: Mapping[str, float], title: str, head: str = "class") -> Table:
     """Rows per class, then the mean over classes (``m`` + column, else the column) with its interval."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != head))
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
     table.add_column(head)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
     for row in rows:
-        table.add_row(str(row.get(head, "")), *(cell(row.get(column)) for column in columns))
+        table.add_row(*(escape(cell(row.get(column))) for column in (head, *columns)))
     if totals:
         table.add_section()
         table.add_row("all", *(cell(totals.get(f"m{column}", totals.get(column))) for column in columns))
     plain = {
         k: v for k, v in totals.items() if "/" not in k and k not in columns and not k.endswith(INTERVAL)
     }
-    table.caption = "   ".join(
-        f"{k} {cell(int(v) if k in COUNTS else v)}{interval(totals, k)}" for k, v in plain.items()
+    table.caption = escape(
+        "   ".join(f"{k} {cell(int(v) if k in COUNTS else v)}{interval(totals, k)}" for k, v in plain.items())
     )
     return table
 
@@ -67,11 +68,11 @@ def show(
     console = Console(width=None if Console().is_terminal else 160)
     for name, rows in sorted(tables.items(), reverse=True):  # the main one last
         if len(rows) > MOST and name:
-            console.print(f"{name}: {len(rows)} rows, see {FILE}", highlight=False)
+            console.print(f"{name}: {len(rows)} rows, see {FILE}", highlight=False, markup=False)
         elif rows or (totals and not name):
             console.print(result(rows, {} if name else totals, name or title))
     for note in notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
 
 
 def show_evaluation(rows: Sequence[Row], notes: Sequence[str]) -> None:
@@ -79,7 +80,7 @@ def show_evaluation(rows: Sequence[Row], notes: Sequence[str]) -> None:
     console = Console(width=None if Console().is_terminal else 160)
     console.print(result(rows, {}, "generated images", "measure"))
     for note in notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
 
 
 def show_comparison(comparison: Comparison, others: Sequence[Run]) -> None:
@@ -87,15 +88,16 @@ def show_comparison(comparison: Comparison, others: Sequence[Run]) -> None:
     console = Console(width=None if Console().is_terminal else 160)
     blocks = {m: grid(comparison, m) for m in comparison.metrics} | {"cost": costs(comparison)}
     for title, (head, *body) in blocks.items():
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for k, name in enumerate(head):
-            table.add_column(name, justify="left" if k < len(comparison.rows) else "right")
+            table.add_column(escape(name), justify="left" if k < len(comparison.rows) else "right")
         for line in body:
-            table.add_row(*line)
+            table.add_row(*map(escape, line))
         console.print(table)
-    console.print(legend(comparison), highlight=False)
+    console.print(legend(comparison), highlight=False, markup=False)
     for run in others:
-        console.print(f"without a result: {run.folder} ({run.status})", highlight=False, soft_wrap=True)
+        line = f"without a result: {run.folder} ({run.status})"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_inspection(told: Summary, rows: Sequence[Row]) -> None:
@@ -109,13 +111,13 @@ def show_inspection(told: Summary, rows: Sequence[Row]) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column == "class" else "right")
     for row in called[:MOST]:
-        table.add_row(names[str(row["file"])], *(shown(row, c) for c in columns))
+        table.add_row(*map(escape, (names[str(row["file"])], *(shown(row, c) for c in columns))))
     if called:
         console.print(table)
     if len(called) > MOST:
         console.print(f"and {len(called) - MOST} more, see inspection.csv", highlight=False)
     for line in sentences(told):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def save(rows: Sequence[Row], folder: Path, name: str = FILE) -> None:

@@ -4,6 +4,7 @@ import functools
 import inspect
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from rich.console import Console
 
@@ -50,13 +51,27 @@ def one_batch(tree: dict[str, Any]) -> None:
     count = sum(p.numel() for p in method.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     print(f"method  {type(method).__name__}: {count:,} parameters, {trained:,} of them trained")
-    if method.fit_kind == "gradient":
-        losses = method.losses(batch)
-        torch.stack(list(losses.values())).sum().backward()
-        print("losses  " + "  ".join(f"{name} {value.item():.4f}" for name, value in losses.items()))
-    if method.task != "generate":  # it is asked by its mode, about nothing
+    learn(method, batch)
+    by_hand = method.fit_kind == "gradient" and not method.automatic_optimization
+    if by_hand:
+        print("answer  not tried: it learns in steps of its own")
+    elif method.task != "generate" and data.tests:  # a generator is asked by its mode, about nothing
         one_answer(data, method)
     print(f"memory  {peak_memory()['rss']} MiB at most")
+
+
+def learn(method: Method, batch: list[Episode]) -> None:
+    """Learn from one batch, as far as that is possible without a Trainer, and print losses."""
+    if method.fit_kind == "single_pass":
+        one = [e for e in batch if e.product == batch[0].product]  # a single product answers for any
+        method.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        with torch.no_grad():
+            method.observe(one)
+            method.finish()
+    elif method.automatic_optimization:
+        losses = method.losses(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        print("losses  " + "  ".join(f"{name} {float(value.detach()):.4f}" for name, value in losses.items()))
 
 
 def one_answer(data: DataModule, method: Method) -> None:

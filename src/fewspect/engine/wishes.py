@@ -18,8 +18,6 @@ from fewspect.methods.generator import Generator, Wish
 from fewspect.nn.windows import squash, squash_labels
 from fewspect.types import Episode, Generated
 
-RANDOM = "random"
-
 SIZE = (0.25, 0.5)
 """Sides of a drawn region as shares of the picture's side."""
 
@@ -109,8 +107,7 @@ def _read(method: Generator, options: Mapping[str, Any], training: Sequence[Epis
     _refuse(method, options)
     masks = _labels(options["mask"], side, method.classes) if options["mask"] else []
     normals = _pictures(options["normal"], side) if options["normal"] else []
-    named = options["region"] not in (None, RANDOM)
-    regions = _regions(options["region"], side) if named else []
+    regions = _regions(options["region"], side) if options["region"] else []
     real = []
     if start is not None and not normals:
         real = [_example(episode, side) for episode in training if bool(episode.query_mask.any())]

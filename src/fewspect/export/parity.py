@@ -118,7 +118,7 @@ def _maps(expected: Prediction, found: Prediction, threshold: float | None) -> P
 
 def _gap(one: Tensor, two: Tensor) -> float:
     """Largest difference, relative to the largest value where that is above 1; infinite for NaN or shape."""
-    if one.shape != two.shape or not bool(torch.isfinite(two).all()):
+    if one.shape != two.shape or not bool(torch.isfinite(one).all() and torch.isfinite(two).all()):
         return float("inf")
     scale = max(1.0, float(one.abs().max()))
     return float((one.double() - two.double()).abs().max()) / scale

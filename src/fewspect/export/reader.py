@@ -47,7 +47,8 @@ class Exported:
 
         Args:
             image: (3, H, W) uint8, or float in [0, 1]; where the model takes features: (Q, V, D).
-            mask: (H, W), non-zero = the instance that is asked about, where the model wants one.
+            mask: (H, W), non-zero = the instance that is asked about, where the model wants one; float in
+                [0, 1] for a soft one.
             box: (4,) x1, y1, x2, y2 of the instance; None = of the mask.
 
         Raises:
@@ -186,13 +187,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _instance(mask: Tensor | None, box: Tensor | None, image: Tensor) -> dict[str, Tensor]:
     """Mask and box as the graph takes them."""
-    if mask is None or not bool((mask != 0).any()) or mask.shape != image.shape[1:]:
+    if mask is not None and not mask.is_floating_point():
+        mask = (mask != 0).float()  # an index mask says 1, 2, ...
+    if mask is None or mask.shape != image.shape[1:] or not bool((255 * mask).round().any()):
         raise UserError(
             "This model tells instances apart, each by its mask of the image's size.",
             "Give mask=(height, width), non-zero where the defect is.",
         )
-    mask = mask if int(mask.max()) > 1 else (mask != 0).to(torch.uint8) * 255
+    mask = (255 * mask.clamp(0, 1)).round().to(torch.uint8)
     if box is None:
         rows, columns = (torch.nonzero((mask > 0).any(axis)).flatten() for axis in (1, 0))
         box = torch.stack([columns[0], rows[0], columns[-1], rows[-1]])
-    return {"mask": mask.to(torch.uint8), "box": box.float()}
+    return {"mask": mask, "box": box.float()}

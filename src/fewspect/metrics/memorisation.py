@@ -40,11 +40,6 @@ def nearest(made: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return found.values, found.indices
 
 
-def flagged(made: Tensor, known: Tensor, limit: float = FLAG) -> Tensor:
-    """Whether each of rows (M, D) is a near copy of one of rows (N, D): (M,) bool."""
-    return nearest(made, known)[0] < limit * usual(known)
-
-
 def entropy(owner: Tensor, number: int) -> float:
     """Entropy in bits of who is whose nearest, (M,) indices below ``number``; log2(number) = all alike."""
     share = torch.bincount(owner, minlength=number).double() / max(1, len(owner))

@@ -21,17 +21,25 @@ from typing import Any
 from fewspect.errors import UserError
 
 FILE, EPISODES, CURVES = "run.json", "episodes.csv", "metrics.csv"
-CHOICES = ("method", "data", "backbone", "experiment", "trainer")
+FILES = ("method", "data", "backbone")
+CHOICES = (*FILES, "experiment", "trainer")
 SEED = "seed"
 
 OF_ONE_CALL = {
-    *("mode", "run", "resume", "checkpoint", "name", "tags", "debug", "allow", "runs", "objective"),
-    *("logger", "trainer", "compile", "compare", "generate", "launcher", "format", "export"),
+    *("mode", "run", "resume", "name", "tags", "debug", "allow", "runs"),
+    *("logger", "compile", "compare", "generate", "launcher", "format", "export"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.deterministic", "trainer.benchmark", "trainer.profiler", "trainer.enable_progress_bar"),
+    *("trainer.log_every_n_steps", "trainer.num_sanity_val_steps"),
+    "data.workers",
 }
-"""Parts of a configuration that do not change what is measured (``trainer`` but for its length, see
-``identity``)."""
+"""Groups and keys of a configuration that do not change what is measured."""
 
-LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches", "trainer.precision")
+ROOT = "data.root"
+QUIET = ("root", "_target_")
+"""Ends of keys that are named only where nothing else tells two runs apart: the chosen files, or the end of
+``data.root``, usually do."""
+
 INSIDE = {"checkpoints", "export", "panels", "predictions", ".hydra", "wandb", ".submitit"}
 """Folders of a run that hold no further runs."""
 
@@ -66,8 +74,9 @@ class Run:
     @cached_property
     def identity(self) -> str:
         """What makes this run differ from another one, as text."""
-        kept = {k: v for k, v in self.config.items() if k.split(".")[0] not in OF_ONE_CALL or k in LENGTH}
-        return json.dumps({**kept, "choices": self.record.get("choices")}, sort_keys=True, default=str)
+        kept = {k: v for k, v in self.config.items() if _counts(k)}
+        chosen = {k: v for k, v in (self.record.get("choices") or {}).items() if k in FILES}
+        return json.dumps({**kept, "choices": chosen}, sort_keys=True, default=str)
 
 
 def collect(patterns: Sequence[str]) -> tuple[list[Run], list[Run]]:
@@ -126,30 +135,47 @@ def known_keys(runs: Iterable[Run]) -> list[str]:
 
 
 def varying(runs: Sequence[Run]) -> list[str]:
-    """Keys that tell runs of the same method and data apart, seeds and folders aside.
+    """Keys that tell runs of the same method and data apart, seeds aside.
 
-    Copies of one value (``method.evaluate.side`` is ``data.side``) are named once.
+    Copies of one value (``method.evaluate.side`` is ``data.side``) are named once; of two data sets that
+    ``data.root`` names its last part decides, as the folders above belong to a machine.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((str(value(run, "method")), str(value(run, "data"))), []).append(run)
     found: dict[tuple[str, ...], str] = {}
     for group in groups.values():
-        if len(group) == 1:
-            continue
-        for key in dict.fromkeys(k for run in group for k in run.config):
-            first = key.split(".")[0]
-            if (first in OF_ONE_CALL and key not in LENGTH) or key.rpartition(".")[2] in (
-                SEED,
-                "root",
-                "workers",
-                "_target_",
-            ):
-                continue
-            values = tuple(text(run.config.get(key)) for run in group)
-            if len(set(values)) > 1:
-                found.setdefault(values, key)
+        keys = [k for k in dict.fromkeys(k for run in group for k in run.config) if _names(k)]
+        for key in (k for k in keys if not _quiet(k)):
+            _note(found, key, [text(run.config.get(key)) for run in group])
+        _note(found, ROOT, [Path(text(run.config.get(ROOT))).name for run in group])
+        shown = [
+            (text(value(run, SEED)), *(text(run.config.get(k)) for k in found.values())) for run in group
+        ]
+        if len(set(shown)) < len(shown):  # of one seed, and still not told apart
+            for key in filter(_quiet, keys):
+                _note(found, key, [text(run.config.get(key)) for run in group])
     return list(dict.fromkeys(found.values()))
+
+
+def _counts(key: str) -> bool:
+    """Whether a key belongs to what is measured."""
+    return key.partition(".")[0] not in OF_ONE_CALL and key not in OF_ONE_CALL
+
+
+def _names(key: str) -> bool:
+    """Whether a key may tell two runs apart: what counts, but for seeds."""
+    return _counts(key) and key.rpartition(".")[2] != SEED
+
+
+def _quiet(key: str) -> bool:
+    return key.rpartition(".")[2] in QUIET
+
+
+def _note(found: dict[tuple[str, ...], str], key: str, values: Sequence[str]) -> None:
+    """Note a key that has several values."""
+    if len(set(values)) > 1:
+        found.setdefault(tuple(values), key)
 
 
 def text(item: Any) -> str:  # noqa: ANN401 - any config value

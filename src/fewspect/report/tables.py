@@ -41,7 +41,9 @@ COSTS: dict[str, tuple[str, ...]] = {
 """Column -> where ``run.json`` has it."""
 
 SCALE = {"GFLOP / image": 1e-9, "hours": 1 / 3600, "parameters, M": 1e-6, "trained, M": 1e-6}
-SMALL_IS_GOOD = ("loss", "alarm", "error", "seconds", "fid", "kid")
+SMALL_IS_GOOD = ("loss", "alarm", "error", "seconds", "fid", "kid", "_ci95")
+"""Parts of the names of metrics of which less is better."""
+
 NONE = "-"
 
 Key = tuple[str, ...]
@@ -132,7 +134,7 @@ def compare(
 
 
 def is_better_high(metric: str) -> bool:
-    """Whether more of a metric is better."""
+    """Whether more of a metric is better; checkpoints, searches and comparisons all ask here."""
     return not any(word in metric for word in SMALL_IS_GOOD)
 
 
