@@ -58,24 +58,29 @@ GOOD_ONLY = "these supports show none"
 NO_CLASS = "No class is left to learn from"
 NO_SUPPORT = "No support for: blob, chip, hole, scratch"
 NOTHING = "has no (good )?image to learn from"
+NO_DEFECT = "there is no defect with a mask beside good images"
 GOOD_TRAINS = {  # published detection layouts: defects are in the test folder only
     "sofs": "The validation gave no val/miou",
     **dict.fromkeys(("incontext", "ridge"), GOOD_ONLY),
     **{"mvrec": NO_SUPPORT, "gccs": NO_CLASS},
-    **{"defect_gen": NOTHING, "paste": "there is no defect with a mask beside good images"},
+    **{"defect_gen": NOTHING, "paste": NO_DEFECT},
 }
 REFUSED = {
     "mvtec": GOOD_TRAINS,
     "visa": GOOD_TRAINS,
     "chip": {
-        **dict.fromkeys({"sofs", *GENERATORS}, UNMASKED),
+        **dict.fromkeys(("sofs", "defect_gen"), UNMASKED),
+        "paste": NO_DEFECT,
         **dict.fromkeys(("incontext", "ridge"), GOOD_ONLY),
         **{"mvrec": NO_SUPPORT, "gccs": NO_CLASS, "segmenter": NO_MASK},
     },
-    "classes": {**dict.fromkeys(FEW_SHOT | GENERATORS, UNMASKED), "segmenter": NO_MASK},
+    "classes": {
+        **dict.fromkeys((*FEW_SHOT, "defect_gen"), UNMASKED),
+        **{"paste": "shows a defect and has no mask", "segmenter": NO_MASK},
+    },
     "flat": {
-        **dict.fromkeys(FEW_SHOT | GENERATORS, UNMASKED),
-        **{"mvrec": "There is no defective image", "gccs": "No image is labelled"},
+        **dict.fromkeys((*FEW_SHOT, "defect_gen"), UNMASKED),
+        **{"mvrec": "There is no defective image", "gccs": "No image is labelled", "paste": NO_DEFECT},
         "segmenter": "has no image for test",
     },
     "support_query": {

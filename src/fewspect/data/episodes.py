@@ -107,7 +107,7 @@ class EpisodeDataset(Dataset[Episode]):
             raise UserError(
                 f"No {name} episode can be made: {reasons}.", "Run mode=check to see the data set."
             )
-        self.entries = table.entries
+        self.entries, self.problems = table.entries, table.problems
         self.name, self.recipe, self.cropper, self.train = name, recipe, cropper, train
         self.change = (augment or _unchanged) if train else None
         self.seed, self.shared = seed, shared

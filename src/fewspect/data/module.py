@@ -22,7 +22,7 @@ from fewspect.data.feature_source import FeatureOptions, FeatureSource
 from fewspect.data.index import Index
 from fewspect.data.labelled import Labelled, LabelledDataset
 from fewspect.data.plain import PlainDataset, asked, plain
-from fewspect.data.problems import summary
+from fewspect.data.problems import Problem, summary
 from fewspect.data.reading import reading
 from fewspect.data.sharding import Numbers, ResumableSampler, ShardSampler
 from fewspect.data.splits import asked_and_support, with_val
@@ -187,8 +187,7 @@ class DataModule(pl.LightningDataModule):
         """The table of samples, read at first use; bad files treated by ``on_bad_file``."""
         if self._index is None:
             index = self._read().refuse(self.on_bad_file)
-            for level, line in summary(index.problems):
-                _tell(logging.INFO if level == "notice" else logging.WARNING, line)
+            _tell_all(index.problems, "mode=check lists them")
             self._index = index if "val" in index.splits else with_val(index, self.seed)
         return self._index
 
@@ -218,7 +217,10 @@ class DataModule(pl.LightningDataModule):
     def dataset(self, part: Part) -> Datasets:
         """The episodes of one part; made once."""
         if part not in self._sets:
-            self._sets[part] = self._makers[self.protocol](part)
+            made = self._makers[self.protocol](part)
+            if isinstance(made, EpisodeDataset):
+                _tell_all(made.problems, f"{part} episodes")
+            self._sets[part] = made
         return self._sets[part]
 
     @property
@@ -362,6 +364,12 @@ class DataModule(pl.LightningDataModule):
 def as_list(batch: list[Episode]) -> list[Episode]:
     """Episodes differ in size: a batch is their list."""
     return batch
+
+
+def _tell_all(problems: Sequence[Problem], where: str) -> None:
+    """Log one line per kind of finding."""
+    for level, line in summary(problems, where):
+        _tell(logging.INFO if level == "notice" else logging.WARNING, line)
 
 
 @lru_cache(maxsize=1024)

@@ -33,14 +33,14 @@ class Problem:
         return asdict(self)
 
 
-def summary(problems: Iterable[Problem]) -> list[tuple[Level, str]]:
-    """One line per level and kind: the first, and how many more there are."""
+def summary(problems: Iterable[Problem], where: str) -> list[tuple[Level, str]]:
+    """One line per level and kind: the first, and how many more there are, with a word on ``where``."""
     kinds: dict[tuple[Level, str], list[Problem]] = defaultdict(list)
     for problem in problems:
         kinds[problem.level, problem.kind].append(problem)
-    return [(level, _line(found)) for (level, _), found in kinds.items()]
+    return [(level, _line(found, where)) for (level, _), found in kinds.items()]
 
 
-def _line(found: list[Problem]) -> str:
+def _line(found: list[Problem], where: str) -> str:
     first = str(found[0]).removeprefix(": ")
-    return f"{first}, and {len(found) - 1} more (mode=check lists them)" if len(found) > 1 else first
+    return f"{first}, and {len(found) - 1} more ({where})" if len(found) > 1 else first

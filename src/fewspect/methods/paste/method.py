@@ -172,7 +172,8 @@ class Paste(Generator):
             lacking = "good image" if not self._good else "defect with a mask beside good images"
             raise UserError(
                 f"Paste needs good images and defects of one product; there is no {lacking}.",
-                "Check data.normal_shot and data.shot; mode=check shows the data set.",
+                "mode=check shows the data set; good images alone do for shapes of noise: "
+                "method.kinds.poisson=0 method.kinds.cut=0 method.kinds.perlin=1.",
             )
         return found
 
