@@ -31,8 +31,13 @@ def test_every_method_fits_every_data_set(method, data):
     build.resolve(composed(f"method={method}", f"data={data}"))
 
 
-@pytest.mark.parametrize(("method", "backbone"), list(itertools.product(names("method"), names("backbone"))))
-def test_every_method_fits_every_backbone(method, backbone):
+def pairs():
+    """Every method with one backbone that it does not start with, and every backbone with one method."""
+    return [(m, "dinov2_vits14") for m in names("method")] + [("patch_nn", b) for b in names("backbone")]
+
+
+@pytest.mark.parametrize(("method", "backbone"), pairs())
+def test_methods_and_backbones_fit(method, backbone):
     tree = build.resolve(composed(f"method={method}", f"backbone={backbone}"))
     assert tree["method"].get("backbone", tree["backbone"]) == tree["backbone"]
 
