@@ -133,9 +133,8 @@ class Supervised(Method):
             )
         images = torch.cat([e.query_image for e in batch])  # (B, 3, side, side)
         target = torch.cat([e.query_mask for e in batch])
-        lonely = len(images) == 1 and self.network.startswith(
-            "deeplabv3"
-        )  # it normalises one value per image
+        # DeepLabV3 normalises over images what it has pooled to one value of each: a single one has no spread
+        lonely = len(images) == 1 and self.network.startswith("deeplabv3")
         logits = self.logits(torch.cat([images, images]) if lonely else images).float()[: len(images)]
         parts = {
             "ce": lambda: cross_entropy(logits, target, self.loss.balance),
