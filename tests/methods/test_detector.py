@@ -239,6 +239,7 @@ def test_a_marked_region_grows_down_to_a_share_of_the_threshold(data, tmp_path):
         ({"threshold": {"pixel": "legacy_area", "area": 0}}, r"method\.threshold\.area=0"),
         ({"threshold": {"factor": -1}}, r"method\.threshold\.factor=-1"),
         ({"evaluate": {"stride": 0}}, r"method\.evaluate\.stride=0"),
+        ({"evaluate": {"side": 32, "stride": 33}}, r"method\.evaluate\.stride=33 leaves gaps"),
         ({"evaluate": {"tiles_per_batch": 0}}, r"method\.evaluate\.tiles_per_batch=0"),
         ({"maps": {"score": "top1percent"}}, "no image score 'top1percent'"),
         ({"maps": {"smooth": -1.0}}, r"method\.maps\.smooth=-1"),

@@ -77,6 +77,8 @@ def test_weights_come_from_the_options_of_the_loss():
         made(loss_weights={"ce": 0.5})
     method = made(loss={"dice": 0.0})
     assert list(method.losses([one_episode()])) == ["ce"]
+    with pytest.raises(UserError, match="minimises nothing"):
+        made(loss={"ce": 0.0, "dice": 0.0})
 
 
 def one_episode():

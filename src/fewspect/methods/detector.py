@@ -54,6 +54,11 @@ class View:
                 raise UserError(
                     f"method.evaluate.{name}={value} is no number of pixels or tiles.", "Give 1 or more."
                 )
+        if self.stride is not None and self.stride > self.side:
+            raise UserError(
+                f"method.evaluate.stride={self.stride} leaves gaps between tiles of {self.side} pixels.",
+                f"Give at most {self.side}; half of it is common.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

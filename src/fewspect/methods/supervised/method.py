@@ -43,6 +43,13 @@ class Loss:
     dice: float = 1.0
     balance: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.ce, self.dice) < 0 or self.ce + self.dice <= 0:
+            raise UserError(
+                f"method.loss with ce={self.ce} and dice={self.dice} minimises nothing.",
+                "Give one of them a positive weight, and none a negative one.",
+            )
+
 
 class Supervised(Method):
     """Gives every pixel a class.
