@@ -57,10 +57,10 @@ def fetch(weights: str | Path | None, name: str, url: str = "", sha256: str = ""
 def _check_file(path: Path, name: str, url: str, sha256: str) -> None:
     if not path.is_file():
         origin = f"Download {url} and put it there" if url else f"Put the file under {FOLDER}/"
-        others = [*["backbone.weights=hub (download)"][: bool(url)], "backbone.weights=none (random)"]
+        hub = "backbone.weights=hub (download), " if url else ""
         raise UserError(
             f"Backbone {name}: no weights file {path}.",
-            f"{origin}; or {', '.join(others)} or backbone=tiny.",
+            f"{origin}; or {hub}backbone.weights=none (random) or backbone=tiny.",
         )
     if sha256 and not digest(path).startswith(sha256.lower()):
         raise UserError(
