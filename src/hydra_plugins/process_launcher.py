@@ -233,16 +233,11 @@ def arguments(overrides: Sequence[str], folder: Path) -> list[str]:
 
     A training goes on; what belongs to a call is no part of a run and is said again. Other modes start over.
     """
-    told = {key_of(o): o for o in overrides}
+    told = {folders.key_of(o): o for o in overrides}
     saved = any((folder / folders.CHECKPOINTS).glob("*.ckpt"))
     if saved and folders.state(folder) != "new" and told.get("mode", TRAIN) == TRAIN:
         return [f"run={quoted(folder)}", "resume=true", *(told[k] for k in OF_A_CALL if k in told)]
     return [*overrides, f"hydra.run.dir={quoted(folder)}"]
-
-
-def key_of(override: str) -> str:
-    """Key of an option, without the signs of Hydra's grammar."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _own(overrides: Sequence[str]) -> tuple[str, ...]:

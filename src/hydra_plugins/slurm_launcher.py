@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn
 
 from fewspect.engine import folders
 from fewspect.errors import UserError
-from hydra_plugins.process_launcher import GRACE, TICK, Job, ProcessLauncher, arguments, key_of
+from hydra_plugins.process_launcher import GRACE, TICK, Job, ProcessLauncher, arguments
 
 if TYPE_CHECKING:
     import submitit
@@ -203,7 +203,7 @@ class SlurmLauncher(ProcessLauncher):
     def _attempt(self, job: Job) -> Attempt:
         """A job as it runs on a node, on all the devices that it gets."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        told = {key_of(o) for o in job.overrides}
+        told = {folders.key_of(o) for o in job.overrides}
         many = self.gpus * self.nodes > 1
         devices = {
             "trainer.devices": self.gpus,

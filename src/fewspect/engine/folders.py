@@ -121,7 +121,7 @@ def _method_of(typed: Mapping[str, str]) -> list[str]:
 
 def _still_holds(override: str, typed: Mapping[str, str]) -> bool:
     """Whether a recorded override is neither replaced nor about a group that another choice replaces."""
-    key = override.lstrip("+~").split("=", 1)[0]
+    key = key_of(override)
     group, *parts = key.split(".")
     if key in typed:
         return False
@@ -160,17 +160,18 @@ def require_run(folder: Path) -> None:
         )
 
 
+def key_of(override: str) -> str:
+    """Key of an option, without the signs of Hydra's grammar."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def recorded(folder: Path) -> list[str]:
     """Overrides of an earlier run that describe the experiment (not the call)."""
     path = folder / OVERRIDES
     if not path.is_file():
         return []
     overrides = [str(o) for o in OmegaConf.to_container(_read(path)) or []]
-    return [
-        o
-        for o in overrides
-        if (k := o.lstrip("+~").split("=", 1)[0]) not in RUN_KEYS and not k.startswith("hydra")
-    ]
+    return [o for o in overrides if (k := key_of(o)) not in RUN_KEYS and not k.startswith("hydra")]
 
 
 def restore(cfg: DictConfig, overrides: list[str], choices: list[str]) -> DictConfig:
@@ -188,7 +189,7 @@ def restore(cfg: DictConfig, overrides: list[str], choices: list[str]) -> DictCo
     merged = OmegaConf.merge(saved, {key: cfg[key] for key in RUN_KEYS})
     assert isinstance(merged, DictConfig)
     for override in overrides:
-        key = override.lstrip("+~").split("=", 1)[0]
+        key = key_of(override)
         if key in GROUPS and override not in choices:
             merged[key] = cfg[key]
         elif key == "experiment" and override not in choices:

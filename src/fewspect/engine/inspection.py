@@ -97,7 +97,7 @@ def _chosen(tree: dict[str, Any]) -> Path | None:
 def _said() -> set[str]:
     """Keys that the command names."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return {o.lstrip("+~").partition("=")[0] for o in overrides}
+    return {folders.key_of(o) for o in overrides}
 
 
 def _refuse_other(tree: dict[str, Any], held: dict[str, Any]) -> None:
