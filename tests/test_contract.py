@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from fewspect.engine import build, folders
 from fewspect.errors import UserError
-from fewspect.methods.base import Method, digest
+from fewspect.methods.base import Method
 from fewspect.methods.detector import Detector
 from fewspect.methods.segmenter import Segmenter
+from fewspect.nn.loading import digest
 from fewspect.types import DataInfo, Episode, Prediction, Support
 
 CONF = ROOT / "conf"

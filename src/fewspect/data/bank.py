@@ -29,6 +29,7 @@ from fewspect.data.mask_source import MaskSource
 from fewspect.data.views import cut_exactly
 from fewspect.errors import UserError
 from fewspect.nn import pooling, views
+from fewspect.nn.loading import digest
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class FeatureBank:
         options = asdict(self.options)
         named = {k: options[k] for k in (*NAMED, "least")}
         masks = "" if self.masks is None else self.masks.digest
-        name = {"backbone": self.backbone.name, "weights": features.weights_digest(self.backbone)[:16]}
+        name = {"backbone": self.backbone.name, "weights": digest(self.backbone)[:16]}
         more = {"whole": self.whole, "masks": masks, "version": VERSION}
         return {**name, "side": self.backbone.side, **named, **more}
 

@@ -18,6 +18,7 @@ from fewspect.data.facts import pixel_options
 from fewspect.data.features import FeatureSet
 from fewspect.data.index import Index, load_image
 from fewspect.errors import UserError
+from fewspect.nn.loading import digest
 from fewspect.nn.windows import squash
 from fewspect.types import Sample
 
@@ -81,7 +82,7 @@ def tokens(found: Any) -> Tensor:  # noqa: ANN401 - the contract's Features, whi
 
 def _key(index: Index, samples: Sequence[Sample], backbone: nn.Module, config: dict[str, Any]) -> str:
     """Name of the cache: files by path, size and time of change, how they are read; weights by values."""
-    sha = hashlib.sha256(repr((sorted(config.items()), features.weights_digest(backbone))).encode())
+    sha = hashlib.sha256(repr((sorted(config.items()), digest(backbone))).encode())
     for s in samples:
         facts = s.image.stat()
         told = (str(s.image), index.classes[s.label - 1], s.product, s.group, *pixel_options(s))

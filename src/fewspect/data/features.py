@@ -29,7 +29,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewspect.data.caches import read_cache
 from fewspect.errors import UserError
@@ -232,15 +232,6 @@ def kept(path: Path | None, make: Callable[[], FeatureSet]) -> FeatureSet:
         except (OSError, SafetensorError) as error:
             log.warning("%s cannot be written (%s): the features are not kept.", path, error)
     return made
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 over names and values of a network's tensors and its choice of layers."""
-    sha = hashlib.sha256(repr(getattr(network, "layers", ())).encode())
-    for name, value in sorted(network.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

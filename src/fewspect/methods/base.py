@@ -4,7 +4,6 @@ A method is a LightningModule whose state for a task is *returned* by ``adapt``,
 episodes can be in flight, and the state can be saved, exported or sent to another process.
 """
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from fewspect.errors import UserError
 from fewspect.methods import optim
 from fewspect.methods.graphs import Graph
 from fewspect.metrics.suites import Suite, suite
+from fewspect.nn.loading import digest
 from fewspect.types import DataInfo, Episode, Prediction, State, Support
 
 T = TypeVar("T")
@@ -289,12 +289,3 @@ def of_all_processes(mine: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)
     return [item for part in parts for item in part]
-
-
-def digest(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's tensors and a backbone's choice of layers."""
-    sha = hashlib.sha256(repr(getattr(module, "layers", ())).encode())
-    for name, value in sorted(module.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return sha.hexdigest()

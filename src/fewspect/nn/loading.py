@@ -1,10 +1,12 @@
-"""How checkpoints and caches of torch are read: tensors and plain values, nothing in them is ever run."""
+"""How files of torch are read (tensors and plain values, nothing in them is ever run); digests of weights."""
 
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fewspect.errors import UserError
 
@@ -36,3 +38,12 @@ def _require_whole(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{name} is damaged")
+
+
+def digest(network: nn.Module) -> str:
+    """SHA-256 over names and values of a network's tensors and a backbone's choice of layers."""
+    sha = hashlib.sha256(repr(getattr(network, "layers", ())).encode())
+    for name, value in sorted(network.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()

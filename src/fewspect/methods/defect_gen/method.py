@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from fewspect import draws
 from fewspect.errors import UserError
-from fewspect.methods.base import digest
 from fewspect.methods.defect_gen import loss, stages
 from fewspect.methods.defect_gen.augment import clear, cropped, turned
 from fewspect.methods.defect_gen.checkpoint import load_reference
@@ -34,6 +33,7 @@ from fewspect.methods.defect_gen.sampler import Stage
 from fewspect.methods.defect_gen.schedule import Schedule
 from fewspect.methods.defect_gen.stages import Blueprint
 from fewspect.methods.generator import Generator, Wish
+from fewspect.nn.loading import digest
 from fewspect.nn.windows import squash, squash_labels
 from fewspect.types import IGNORE, DataInfo, Episode, Generated
 
