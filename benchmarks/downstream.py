@@ -100,13 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in SEEDS[: options.seeds]:
             done = {(r["set"], r["variant"], r["seed"]) for r in tables.read(options.out)}
             asked = (*data, *place, *SHOT, f"seed={seed}")
-            learn = (*asked, "method=defect_gen", "data.normal_shot=0", f"method.turn={TURN[name]}")
-            count = math.ceil(options.ratio * learned(asked))
             pair = options.pairs / f"{name}_{seed}"
             makers: dict[str, Maker | None] = {
                 REAL: None,
-                PASTE: partial(paste, asked, count),
-                **{k: partial(defect_gen, learn, count, pair, v) for k, v in DRAWN.items()},
+                PASTE: partial(paste, asked, options.ratio),
+                **{
+                    k: partial(defect_gen, asked, options.ratio, pair, (f"method.turn={TURN[name]}", *v))
+                    for k, v in DRAWN.items()
+                },
                 **{
                     f"real + {k}": partial(copytree, v.format(set=name, seed=seed))
                     for k, v in further.items()
@@ -138,13 +139,14 @@ def measure(data: Sequence[str], ratio: float, make: Maker | None) -> dict[str, 
         return train([*data, "method=segmenter", *PLAN, *more], Path(place, "run"))
 
 
-def learned(data: Sequence[str]) -> int:
-    """Real images that the segmenter learns from, good ones among them."""
-    return len(build.make(tables.tree(*data, "method=segmenter")["data"]).dataset("train").samples)
+def number(data: Sequence[str], ratio: float) -> int:
+    """Images to generate: so many per real one that the segmenter learns from, good ones among them."""
+    source = build.make(tables.tree(*data, "method=segmenter")["data"])
+    return math.ceil(ratio * len(source.dataset("train").samples))
 
 
-def paste(data: Sequence[str], count: int, folder: Path) -> None:
-    """Write so many generated images, made of the real ones that learn."""
+def paste(data: Sequence[str], ratio: float, folder: Path) -> None:
+    """Write so many generated images per real one, made of those that learn."""
     tree = tables.tree(*data, "method=paste")
     source, method = build.parts(tree)
     assert isinstance(method, Generator)
@@ -152,14 +154,16 @@ def paste(data: Sequence[str], count: int, folder: Path) -> None:
     for episode in source.dataset("train"):
         method.observe([episode])
         shown.add(episode)
-    write_set(folder, shown.drawn(method.generate, count), method.classes, {"seen": shown.digests})
+    made = shown.drawn(method.generate, number(data, ratio))
+    write_set(folder, made, method.classes, {"seen": shown.digests})
 
 
-def defect_gen(learn: Sequence[str], count: int, place: Path, how: Sequence[str], folder: Path) -> None:
+def defect_gen(data: Sequence[str], ratio: float, place: Path, how: Sequence[str], folder: Path) -> None:
     """The same with a pair of networks that learned from these images, trained where it is not there."""
-    asked = (*learn, "trainer.limit_val_batches=0")
+    turn, *wish = how
+    asked = (*data, "method=defect_gen", "data.normal_shot=0", turn, "trainer.limit_val_batches=0")
     large, small = steps.pair(place, *asked)
-    draw = ("mode=generate", f"generate.count={count}", f"generate.folder={folder}", *how)
+    draw = ("mode=generate", f"generate.count={number(data, ratio)}", f"generate.folder={folder}", *wish)
     nets = (f"method.small={small}", f"checkpoint={large / folders.CHECKPOINTS / folders.LAST}")
     with tempfile.TemporaryDirectory() as run:
         modes.generate(tables.config(*asked, *draw, *nets, *tables.FIXED), Path(run), [])
